@@ -7,17 +7,17 @@ Docs: https://sdalab.github.io/sdalab/checked.html.md"""
 # %% auto #0
 __all__ = ['BadInput', 'nearest', 'Checked', 'data_file']
 
-# %% ../nbs/00_checked.ipynb #8a3aaf1f
+# %% ../nbs/00_checked.ipynb #48685229
 import difflib
 from importlib.resources import files
 from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-# %% ../nbs/00_checked.ipynb #3d280914
+# %% ../nbs/00_checked.ipynb #6729ce61
 class BadInput(ValueError):
     "Input that the user can mend. The message names the field, the value and what would be right."
 
-# %% ../nbs/00_checked.ipynb #c724a6be
+# %% ../nbs/00_checked.ipynb #50060435
 def nearest(word: str, # what was typed
             known, # the names that would have been right
            ) -> str: # "did you mean ...?" or the list of names
@@ -26,7 +26,7 @@ def nearest(word: str, # what was typed
     close = difflib.get_close_matches(str(word), known, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 
-# %% ../nbs/00_checked.ipynb #b91d7e4d
+# %% ../nbs/00_checked.ipynb #24b98ed1
 def _problem(error: dict, record: type) -> str:
     where = '.'.join(str(part) for part in error['loc'])
     inner = error.get('ctx', {}).get('error')
@@ -37,7 +37,7 @@ def _problem(error: dict, record: type) -> str:
     why = error['msg'].removeprefix('Value error, ').removeprefix('Input ')
     return f"{where} = {error['input']!r}: {why}" if where else why
 
-# %% ../nbs/00_checked.ipynb #6cf8ae0e
+# %% ../nbs/00_checked.ipynb #c49803a5
 class Checked(BaseModel):
     "A frozen record whose every field is validated; bad input raises `BadInput` with one sentence a problem."
     model_config = ConfigDict(frozen=True, extra='forbid', strict=True, allow_inf_nan=False)
@@ -52,7 +52,7 @@ class Checked(BaseModel):
         "A copy with some fields changed."
         return type(self)(**{**dict(self), **changes})
 
-# %% ../nbs/00_checked.ipynb #866980ad
+# %% ../nbs/00_checked.ipynb #8edd1144
 def data_file(name: str, # path below `data/`, such as "journal_schema_v1.yaml"
              ) -> Path: # where it is on this machine
     "A file that ships with the lab. Raises `BadInput` if there is none of that name."

@@ -7,7 +7,7 @@ Docs: https://sdalab.github.io/sdalab/decisions/model.html.md"""
 # %% auto #0
 __all__ = ['LossName', 'Decision', 'Information', 'PolicyClass', 'Policy', 'Stateless', 'Estimate', 'Objective']
 
-# %% ../../nbs/decisions/01_model.ipynb #1f977d83
+# %% ../../nbs/decisions/01_model.ipynb #e73ae7b5
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -17,7 +17,7 @@ from pydantic import Field
 from scipy import stats
 from ..checked import BadInput, Checked
 
-# %% ../../nbs/decisions/01_model.ipynb #7c7ff532
+# %% ../../nbs/decisions/01_model.ipynb #cede6d57
 LossName = Literal['cross_entropy', 'label_smoothing', 'z_loss']
 
 class Decision(Checked):
@@ -45,7 +45,7 @@ class Decision(Checked):
             loss=later.loss or self.loss,
             regularisation=self.regularisation + later.regularisation)
 
-# %% ../../nbs/decisions/01_model.ipynb #c8befaf3
+# %% ../../nbs/decisions/01_model.ipynb #f7781832
 @dataclass(frozen=True)
 class Information:
     "All that a policy may look at when it decides on step `step`."
@@ -54,7 +54,7 @@ class Information:
     lane: int = 0 # which of the runs beside each other this is
     signals: Mapping[str, float] = field(default_factory=dict) # latest value of each signal, from steps before this one
 
-# %% ../../nbs/decisions/01_model.ipynb #3ba0e24a
+# %% ../../nbs/decisions/01_model.ipynb #aba3398a
 class PolicyClass(StrEnum):
     "Powell's four classes of policies (RLSO 2022, ch. 11)."
     PFA = 'policy function approximation'
@@ -70,7 +70,7 @@ class Policy(Protocol):
     def state_dict(self) -> dict: "All that the policy remembers, as plain data."; ...
     def load_state_dict(self, state: dict) -> None: "Remember `state` again."; ...
 
-# %% ../../nbs/decisions/01_model.ipynb #9a801c0a
+# %% ../../nbs/decisions/01_model.ipynb #ef53cfbe
 class Stateless:
     "A policy that remembers nothing."
     def state_dict(self) -> dict:
@@ -81,7 +81,7 @@ class Stateless:
         "Refuse a state that belongs to another policy."
         if state: raise BadInput(f"policy state = {sorted(state)}: {type(self).__name__} remembers nothing, so this state belongs to another policy")
 
-# %% ../../nbs/decisions/01_model.ipynb #87c26663
+# %% ../../nbs/decisions/01_model.ipynb #a6ab7671
 class Estimate(Checked):
     "A mean over seeds, with what it is worth."
     mean: float # over the seeds (or over their worst share)

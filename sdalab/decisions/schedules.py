@@ -7,7 +7,7 @@ Docs: https://sdalab.github.io/sdalab/decisions/schedules.html.md"""
 # %% auto #0
 __all__ = ['SCHEDULES', 'Schedule', 'Constant', 'warmup', 'WarmupCosine', 'WarmupStableDecay', 'StepDecay']
 
-# %% ../../nbs/decisions/02_schedules.ipynb #0fbf9a91
+# %% ../../nbs/decisions/02_schedules.ipynb #2b73d060
 import math
 from abc import abstractmethod
 from typing import ClassVar, Literal
@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from ..checked import Checked
 from .model import Decision, Information, PolicyClass, Stateless
 
-# %% ../../nbs/decisions/02_schedules.ipynb #f674d6c3
+# %% ../../nbs/decisions/02_schedules.ipynb #1445ecd2
 class Schedule(Checked, Stateless):
     "An open-loop policy: the learning rate's factor is a function of the step and the horizon alone."
     policy_class: ClassVar = PolicyClass.PFA
@@ -30,18 +30,18 @@ class Schedule(Checked, Stateless):
         "The factor as a decision."
         return Decision(learning_rate_scale=self.factor(information.step, information.horizon))
 
-# %% ../../nbs/decisions/02_schedules.ipynb #b1f542d9
+# %% ../../nbs/decisions/02_schedules.ipynb #b49e29fd
 class Constant(Schedule):
     "The same learning rate for ever."
     scale: float = Field(1.0, ge=0, description='factor of the configured learning rate')
     def factor(self, step, horizon): return self.scale
 
-# %% ../../nbs/decisions/02_schedules.ipynb #5f130a82
+# %% ../../nbs/decisions/02_schedules.ipynb #a8f0567d
 def warmup(step: int, steps: int) -> float:
     "Linear warm-up: `1/steps` at step 0, 1 from step `steps - 1` on."
     return min(1.0, (step + 1) / steps) if steps else 1.0
 
-# %% ../../nbs/decisions/02_schedules.ipynb #b94c328b
+# %% ../../nbs/decisions/02_schedules.ipynb #34668152
 class WarmupCosine(Schedule):
     "Linear warm-up, then half a cosine down to `final` at the horizon (Loshchilov & Hutter 2017, eq. 5, one cycle)."
     warmup_steps: int = Field(100, ge=0, description='steps of linear warm-up')
@@ -51,7 +51,7 @@ class WarmupCosine(Schedule):
         cosine = (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0))) / 2
         return warmup(step, self.warmup_steps) * (self.final + (1 - self.final) * cosine)
 
-# %% ../../nbs/decisions/02_schedules.ipynb #eaf8b4cf
+# %% ../../nbs/decisions/02_schedules.ipynb #a850c0bd
 class WarmupStableDecay(Schedule):
     "Warm up, stay, and decay over the last share of the run (Hu et al. 2024, MiniCPM; `1-sqrt` shape of Hägele et al. 2024)."
     warmup_steps: int = Field(100, ge=0, description='steps of linear warm-up')
@@ -64,12 +64,12 @@ class WarmupStableDecay(Schedule):
         drop = progress if self.shape == 'linear' else math.sqrt(progress)
         return warmup(step, self.warmup_steps) * (1 - (1 - self.final) * drop)
 
-# %% ../../nbs/decisions/02_schedules.ipynb #d4e4be83
+# %% ../../nbs/decisions/02_schedules.ipynb #0673b5a0
 class StepDecay(Schedule):
     "Multiply by `decay` at each milestone."
     milestones: list[int] = Field(min_length=1, description='steps at which the rate drops')
     decay: float = Field(0.1, gt=0, le=1, description='factor of each drop')
     def factor(self, step, horizon): return self.decay ** sum(step >= m for m in self.milestones)
 
-# %% ../../nbs/decisions/02_schedules.ipynb #cdd94d18
+# %% ../../nbs/decisions/02_schedules.ipynb #2f0fac45
 SCHEDULES = {'constant': Constant, 'warmup_cosine': WarmupCosine, 'warmup_stable_decay': WarmupStableDecay, 'step': StepDecay}

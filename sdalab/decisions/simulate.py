@@ -7,14 +7,14 @@ Docs: https://sdalab.github.io/sdalab/decisions/simulate.html.md"""
 # %% auto #0
 __all__ = ['Model', 'simulate']
 
-# %% ../../nbs/decisions/03_simulate.ipynb #995b4be3
+# %% ../../nbs/decisions/03_simulate.ipynb #90134a6d
 from typing import Any, Protocol
 from copy import deepcopy
 import numpy as np, xarray as xr
 from ..checked import BadInput
 from .model import Information, Policy
 
-# %% ../../nbs/decisions/03_simulate.ipynb #f4d04bd2
+# %% ../../nbs/decisions/03_simulate.ipynb #f4909252
 class Model(Protocol):
     "A sequential decision problem: everything but the policy."
     horizon: int # number of decisions
@@ -24,7 +24,7 @@ class Model(Protocol):
     def contribution(self, state: Any, decision: Any, exogenous: Any) -> float: "$C(S_t, x_t, W_{t+1})$."; ...
     def transition(self, state: Any, decision: Any, exogenous: Any) -> Any: "$S_{t+1} = S^M(S_t, x_t, W_{t+1})$."; ...
 
-# %% ../../nbs/decisions/03_simulate.ipynb #230ec912
+# %% ../../nbs/decisions/03_simulate.ipynb #1179bf0d
 def simulate(policy: Policy, # decides; each seed gets its own copy, so nothing is remembered from seed to seed
              model: Model, # the problem
              seeds, # integers, one run each

@@ -7,7 +7,7 @@ Docs: https://sdalab.github.io/sdalab/training/configuration.html.md"""
 # %% auto #0
 __all__ = ['SWEEPABLE', 'Lane', 'TrainConfig', 'build_policy', 'presets', 'load_config', 'fitted']
 
-# %% ../../nbs/training/19_configuration.ipynb #940d5d6f
+# %% ../../nbs/training/19_configuration.ipynb #99518c4d
 import itertools
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -21,7 +21,7 @@ from .decoder import GROUPS, DecoderConfig
 from .module import ModuleConfig
 from .optimizer import OptimizerConfig, group_rates
 
-# %% ../../nbs/training/19_configuration.ipynb #def5601f
+# %% ../../nbs/training/19_configuration.ipynb #ed4892c4
 SWEEPABLE = ('seed', *(key for rate in ('learning_rate', 'weight_decay') for key in (rate, *(f'{rate}.{group}' for group in GROUPS))))
 
 class Lane(NamedTuple):
@@ -31,7 +31,7 @@ class Lane(NamedTuple):
     weight_decay: list[float] # likewise
     settings: dict # what sets this lane apart
 
-# %% ../../nbs/training/19_configuration.ipynb #73f61569
+# %% ../../nbs/training/19_configuration.ipynb #93f7e44f
 class TrainConfig(Checked):
     "Everything about a run."
     name: str = Field('run', pattern=r'^[\w][\w.-]*$', description="the run's folder: letters, digits, '_', '-', '.'")
@@ -76,7 +76,7 @@ class TrainConfig(Checked):
             return group_rates(field, by_group | {g: settings[key] for g in GROUPS if (key := f'{field}.{g}') in settings})
         return Lane(int(settings.get('seed', self.seed)), rates('learning_rate'), rates('weight_decay'), settings)
 
-# %% ../../nbs/training/19_configuration.ipynb #21db8881
+# %% ../../nbs/training/19_configuration.ipynb #cd4f50ba
 def build_policy(entry: dict, # `name`, and the settings of that schedule
                 ) -> Policy:
     "The policy that a configuration names. Raises `BadInput` for an unknown name or setting."
@@ -85,7 +85,7 @@ def build_policy(entry: dict, # `name`, and the settings of that schedule
     if name not in SCHEDULES: raise BadInput(f"policy.name = {name!r}: {nearest(name, SCHEDULES)}")
     return SCHEDULES[name](**settings)
 
-# %% ../../nbs/training/19_configuration.ipynb #21f9832b
+# %% ../../nbs/training/19_configuration.ipynb #f76b1ebe
 def presets() -> list[str]:
     "Names of the configurations that ship with the lab."
     return sorted(p.stem for p in data_file('presets/edge-95k.yaml').parent.glob('*.yaml'))
@@ -129,7 +129,7 @@ def _numbers(value):
         except ValueError: return value
     return value
 
-# %% ../../nbs/training/19_configuration.ipynb #b5e19dff
+# %% ../../nbs/training/19_configuration.ipynb #959e88f1
 def fitted(model: DecoderConfig | ModuleConfig, corpus: Corpus):
     "The model's configuration for this corpus. Raises `BadInput` for a vocabulary that is too small."
     if 'vocabulary' not in model.model_fields_set: return model.replace(vocabulary=corpus.vocabulary)

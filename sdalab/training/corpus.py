@@ -8,7 +8,7 @@ Docs: https://sdalab.github.io/sdalab/training/corpus.html.md"""
 __all__ = ['TABLES', 'CharTokenizer', 'ByteTokenizer', 'PretrainedTokenizer', 'CorpusConfig', 'read_text', 'split_blocks',
            'Batch', 'philox', 'Corpus', 'shuffled_step', 'load_corpus']
 
-# %% ../../nbs/training/10_corpus.ipynb #27f221e3
+# %% ../../nbs/training/10_corpus.ipynb #71cdea61
 import hashlib, json
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np, torch
 from pydantic import Field
 from ..checked import BadInput, Checked
 
-# %% ../../nbs/training/10_corpus.ipynb #d42d2530
+# %% ../../nbs/training/10_corpus.ipynb #9f57d26c
 class CharTokenizer:
     "One token a character, numbered in code-point order."
     def __init__(self, characters: str): # all that may occur
@@ -34,14 +34,14 @@ class CharTokenizer:
         return ids
     def decode(self, ids) -> str: "The text of `ids`."; return ''.join(self.characters[i] for i in ids)
 
-# %% ../../nbs/training/10_corpus.ipynb #6586c6e9
+# %% ../../nbs/training/10_corpus.ipynb #8964cc22
 class ByteTokenizer:
     "One token a UTF-8 byte."
     vocabulary = 256
     def encode(self, text: str) -> np.ndarray: "The bytes of `text`."; return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
     def decode(self, ids) -> str: "The text of `ids`; broken sequences show as U+FFFD."; return bytes(ids).decode(errors='replace')
 
-# %% ../../nbs/training/10_corpus.ipynb #da334889
+# %% ../../nbs/training/10_corpus.ipynb #456828ef
 class PretrainedTokenizer:
     "A Hugging Face tokenizer, from a folder or by name."
     def __init__(self, source: str): # a folder that holds one, or a name
@@ -56,7 +56,7 @@ class PretrainedTokenizer:
 
 def _first_line(error): return (str(error).strip() or type(error).__name__).splitlines()[0]
 
-# %% ../../nbs/training/10_corpus.ipynb #5073244c
+# %% ../../nbs/training/10_corpus.ipynb #4c8845a5
 class CorpusConfig(Checked):
     "Where the text comes from, and how it is cut."
     path: str | None = Field(None, description='a text file, or a .jsonl, .csv or .parquet table')
@@ -72,7 +72,7 @@ class CorpusConfig(Checked):
         "One source at a time."
         if self.path and self.dataset: raise ValueError(f"path = {self.path!r} and dataset = {self.dataset!r}: give one of them")
 
-# %% ../../nbs/training/10_corpus.ipynb #dbfeadee
+# %% ../../nbs/training/10_corpus.ipynb #ae315ac0
 TABLES = {'.jsonl': 'json', '.json': 'json', '.csv': 'csv', '.parquet': 'parquet'}
 
 def read_text(config: CorpusConfig) -> str:
@@ -89,7 +89,7 @@ def _read_path(config):
     except UnicodeDecodeError: raise BadInput(f"path = {config.path!r}: not UTF-8 text; convert it, or name a .jsonl, .csv or .parquet table") from None
     except OSError as e: raise BadInput(f"path = {config.path!r}: cannot be read ({e.strerror})") from None
 
-# %% ../../nbs/training/10_corpus.ipynb #6b1a54ab
+# %% ../../nbs/training/10_corpus.ipynb #559f4710
 def _read_dataset(config, source, **arguments):
     from datasets import load_dataset
     try: table = load_dataset(source, split=config.split, **arguments)
@@ -99,7 +99,7 @@ def _read_dataset(config, source, **arguments):
         raise BadInput(f"column = {config.column!r}: the data set has {', '.join(table.column_names)}")
     return '\n\n'.join(str(document) for document in table[config.column])
 
-# %% ../../nbs/training/10_corpus.ipynb #76154132
+# %% ../../nbs/training/10_corpus.ipynb #04161036
 def split_blocks(length: int, # tokens
                  blocks: int, # contiguous pieces
                  validation_share: float, # of the pieces
@@ -112,7 +112,7 @@ def split_blocks(length: int, # tokens
     held_out[((np.arange(n) + 0.5) * blocks / n).astype(int)] = True
     return spans[~held_out], spans[held_out]
 
-# %% ../../nbs/training/10_corpus.ipynb #6e9460b3
+# %% ../../nbs/training/10_corpus.ipynb #f33e3970
 class Batch(NamedTuple):
     "What one step learns from."
     inputs: torch.Tensor # [rows, context] int64 tokens
@@ -122,7 +122,7 @@ def philox(*key: int) -> np.random.Generator:
     "The random generator of a key of one or two non-negative integers below 2**64."
     return np.random.Generator(np.random.Philox(key=np.array((*key, 0)[:2], dtype=np.uint64)))
 
-# %% ../../nbs/training/10_corpus.ipynb #d0c3afb1
+# %% ../../nbs/training/10_corpus.ipynb #406b62c1
 class Corpus:
     "Tokens, their split, and batches by (seed, step)."
     def __init__(self,
@@ -151,10 +151,10 @@ class Corpus:
         windows = torch.from_numpy(self.tokens[starts[:, None] + np.arange(self.context + 1)].astype(np.int64))
         return Batch(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())
 
-# %% ../../nbs/training/10_corpus.ipynb #70cf4582
+# %% ../../nbs/training/10_corpus.ipynb #11a13a52
 from fastcore.basics import patch
 
-# %% ../../nbs/training/10_corpus.ipynb #c5907313
+# %% ../../nbs/training/10_corpus.ipynb #26901adc
 @patch
 def batch(self: Corpus, seed: int, # of the data order, from 0
           step: int, # from 0
@@ -168,7 +168,7 @@ def validation_batch(self: Corpus, index: int, # wraps round at the end
     "The `index`-th batch of held-out windows, in order."
     return self._windows(self._held_out[(index * self.rows + np.arange(self.rows)) % len(self._held_out)])
 
-# %% ../../nbs/training/10_corpus.ipynb #84698aa5
+# %% ../../nbs/training/10_corpus.ipynb #c5eb4653
 def shuffled_step(seed: int, # of the permutation
                   step: int, # when
                   block: int = 16, # steps that change places among themselves
@@ -177,7 +177,7 @@ def shuffled_step(seed: int, # of the permutation
     first = step - step % block
     return first + int(philox(seed, first).permutation(block)[step - first])
 
-# %% ../../nbs/training/10_corpus.ipynb #69fce34e
+# %% ../../nbs/training/10_corpus.ipynb #0a64c560
 @patch(as_prop=True)
 def unigram_loss(self: Corpus) -> float:
     "Validation loss in nats per token of the training text's token frequencies (add-one smoothed)."
@@ -198,7 +198,7 @@ def fingerprint(self: Corpus) -> str:
     plan = f'{self.vocabulary} {self.rows} {self.context} {self.train.tolist()}'
     return hashlib.sha256(self.tokens.tobytes() + plan.encode()).hexdigest()[:16]
 
-# %% ../../nbs/training/10_corpus.ipynb #4635f699
+# %% ../../nbs/training/10_corpus.ipynb #6ad426eb
 def load_corpus(config: CorpusConfig, rows: int, context: int) -> Corpus:
     "Read, tokenize and split as `config` says. Raises `BadInput` with what is wrong."
     text = read_text(config)

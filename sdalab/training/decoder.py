@@ -8,7 +8,7 @@ Docs: https://sdalab.github.io/sdalab/training/decoder.html.md"""
 __all__ = ['GROUPS', 'DecoderConfig', 'Parameter', 'parameters', 'count', 'Layout', 'initial_row', 'initial_parameters',
            'sinusoids', 'Decoder']
 
-# %% ../../nbs/training/12_decoder.ipynb #1260b05a
+# %% ../../nbs/training/12_decoder.ipynb #675dfbc8
 import math
 from typing import Literal, NamedTuple
 import numpy as np, torch
@@ -19,7 +19,7 @@ from .corpus import philox
 from .layers import (Arena, activate, activate_backward, attention, attention_backward, causal_mask,
     join_heads, linear, linear_backward, norm, norm_backward, split_heads, store)
 
-# %% ../../nbs/training/12_decoder.ipynb #b768199b
+# %% ../../nbs/training/12_decoder.ipynb #e544937e
 class DecoderConfig(Checked):
     "The shape of a decoder. The defaults are `edge-95k`."
     vocabulary: int = Field(101, ge=2, description='tokens')
@@ -45,7 +45,7 @@ class DecoderConfig(Checked):
         if self.inner_width % self.heads: raise ValueError(f"inner_width = {self.inner_width}: {self.heads} heads do not divide it")
         if self.positions == 'sinusoidal' and self.width % 2: raise ValueError(f"width = {self.width}: sinusoidal positions need an even width")
 
-# %% ../../nbs/training/12_decoder.ipynb #8baac9f3
+# %% ../../nbs/training/12_decoder.ipynb #65379099
 GROUPS = ('embedding', 'attention', 'mlp', 'norms', 'head')
 
 class Parameter(NamedTuple):
@@ -78,7 +78,7 @@ def count(c: DecoderConfig) -> int:
     "Number of parameters."
     return sum(math.prod(p.shape) for p in parameters(c))
 
-# %% ../../nbs/training/12_decoder.ipynb #d01f16dd
+# %% ../../nbs/training/12_decoder.ipynb #e0f9621b
 class Layout:
     "Where each parameter lies in a lane's row."
     ALIGN = 16 # elements
@@ -96,7 +96,7 @@ class Layout:
         "The parameters inside `rows`, by name."
         return {p.name: rows[:, self.offsets[p.name]:][:, :math.prod(p.shape)].unflatten(1, p.shape) for p in self.parameters}
 
-# %% ../../nbs/training/12_decoder.ipynb #f195b07c
+# %% ../../nbs/training/12_decoder.ipynb #eb998cb9
 import zlib
 
 def initial_row(layout: Layout, seed: int, # of the lane
@@ -115,13 +115,13 @@ def initial_parameters(layout: Layout, seeds, # one a lane
     rows = {seed: initial_row(layout, seed) for seed in set(seeds)}
     return torch.from_numpy(np.stack([rows[seed] for seed in seeds])).to(device, dtype)
 
-# %% ../../nbs/training/12_decoder.ipynb #b2eac197
+# %% ../../nbs/training/12_decoder.ipynb #37888e41
 def sinusoids(context: int, width: int, dtype=torch.float32) -> Tensor:
     "[context, width] fixed position codes."
     angle = torch.arange(context, dtype=torch.float64)[:, None] / 10_000 ** (torch.arange(0, width, 2, dtype=torch.float64) / width)
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(1).to(dtype)
 
-# %% ../../nbs/training/12_decoder.ipynb #3de973ff
+# %% ../../nbs/training/12_decoder.ipynb #479575c0
 class Decoder:
     "Forward and backward of all lanes at once. Holds constants only; parameters and buffers are arguments."
     def __init__(self, config: DecoderConfig, dtype=torch.float32, device='cpu'):
@@ -135,7 +135,7 @@ class Decoder:
     def _norm_backward(self, w, g, d_out, arena, name, d_x, add):
         norm_backward(d_out, w[f'{name}.gain'], g[f'{name}.gain'], g.get(f'{name}.bias'), self.center, arena, name, d_x, add)
 
-# %% ../../nbs/training/12_decoder.ipynb #975357fd
+# %% ../../nbs/training/12_decoder.ipynb #176876f2
 from fastcore.basics import patch
 
 @patch
@@ -186,7 +186,7 @@ def _feed_forward(self: Decoder, w, x, arena, i):
     x.baddbmm_(activate(c.activation, up, arena, f'{i}.up'), w[f'{i}.down'])
     if c.mlp_bias: x.add_(w[f'{i}.down_bias'][:, None])
 
-# %% ../../nbs/training/12_decoder.ipynb #a87e16a6
+# %% ../../nbs/training/12_decoder.ipynb #553f7142
 @patch
 def backward(self: Decoder, w: dict[str, Tensor], # parameters
              g: dict[str, Tensor], # their gradients, overwritten or added to
@@ -223,7 +223,7 @@ def _feed_forward_backward(self: Decoder, w, g, d_x, arena, i, add):
     d_h = linear_backward(arena(f'{i}.norm2.out', L, N, c.width), d_up, w[f'{i}.up'], g[f'{i}.up'], g.get(f'{i}.up_bias'), arena('d_norm', L, N, c.width), add)
     self._norm_backward(w, g, d_h, arena, f'{i}.norm2', d_x, add)
 
-# %% ../../nbs/training/12_decoder.ipynb #91bbd37e
+# %% ../../nbs/training/12_decoder.ipynb #d0851c4e
 @patch
 def _attend_backward(self: Decoder, w, g, d_x, arena, i, B, T, add):
     c, (L, N, _) = self.config, d_x.shape

@@ -7,7 +7,7 @@ Docs: https://sdalab.github.io/sdalab/training/engine.html.md"""
 # %% auto #0
 __all__ = ['Observation', 'State', 'Engine', 'take', 'fork', 'compact', 'spread']
 
-# %% ../../nbs/training/16_engine.ipynb #49e6fefd
+# %% ../../nbs/training/16_engine.ipynb #f81e5399
 from dataclasses import dataclass
 from typing import Any, Protocol, Sequence
 import torch
@@ -16,7 +16,7 @@ from ..checked import BadInput
 from ..decisions.model import Decision
 from .corpus import Batch
 
-# %% ../../nbs/training/16_engine.ipynb #30eb1a72
+# %% ../../nbs/training/16_engine.ipynb #18bb2248
 @dataclass
 class Observation:
     "What one step showed, per lane."
@@ -25,7 +25,7 @@ class Observation:
     gradient_norm: Tensor # [L, G] float64, by group in the order of GROUPS, before clipping
     clip_coefficient: Tensor # [L] float64, factor the gradient was scaled by; 1: not clipped
 
-# %% ../../nbs/training/16_engine.ipynb #a8956b5c
+# %% ../../nbs/training/16_engine.ipynb #19cf3364
 class State(Protocol):
     "Where the lanes stand."
     step: int # steps taken
@@ -43,7 +43,7 @@ class Engine(Protocol):
     def step(self, state: State, decision: Decision | Sequence[Decision], batch: Batch) -> State: "One optimizer step of every lane, under one decision or one a lane."; ...
     def evaluate(self, state: State, batch: Batch) -> Tensor: "[L, B, T] cross-entropy of each token; changes nothing."; ...
 
-# %% ../../nbs/training/16_engine.ipynb #6a7b722f
+# %% ../../nbs/training/16_engine.ipynb #d24e8fb3
 def take(state: State, lanes: int | Sequence[int], # which, in the order wanted
         ) -> State: # a copy
     "Some lanes of a state. Raises `BadInput` for a lane that is not there."
@@ -63,7 +63,7 @@ def compact(state: State) -> State:
     "The lanes that are still alive."
     return state.take([lane for lane, at in enumerate(state.frozen_at.tolist()) if at < 0])
 
-# %% ../../nbs/training/16_engine.ipynb #071bbf52
+# %% ../../nbs/training/16_engine.ipynb #70d3ca3c
 def spread(decision: Decision | Sequence[Decision], lanes: int) -> list[Decision]:
     "One decision a lane. Raises `BadInput` where their number is another."
     if isinstance(decision, Decision): return [decision] * lanes

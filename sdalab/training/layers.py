@@ -8,12 +8,12 @@ Docs: https://sdalab.github.io/sdalab/training/layers.html.md"""
 __all__ = ['ACTIVATIONS', 'Arena', 'padded', 'linear', 'linear_backward', 'store', 'norm', 'norm_backward', 'activate',
            'activate_backward', 'causal_mask', 'attention', 'attention_backward', 'split_heads', 'join_heads']
 
-# %% ../../nbs/training/11_layers.ipynb #7cd229ea
+# %% ../../nbs/training/11_layers.ipynb #3a12f18d
 import math
 import torch
 from torch import Tensor
 
-# %% ../../nbs/training/11_layers.ipynb #45a35df9
+# %% ../../nbs/training/11_layers.ipynb #4e18f5d5
 class Arena:
     "Named work buffers, allocated at first use."
     PAD = 64 # elements: a multiple of every vector register's length
@@ -35,7 +35,7 @@ def padded(buffer: Tensor) -> Tensor:
     "An arena buffer with its filling, as a vector."
     return buffer.as_strided((buffer.untyped_storage().size() // buffer.element_size(),), (1,))
 
-# %% ../../nbs/training/11_layers.ipynb #461f95a3
+# %% ../../nbs/training/11_layers.ipynb #04f00809
 def linear(x: Tensor, # [L, N, I]
            weight: Tensor, # [L, I, O]
            bias: Tensor | None, # [L, O]
@@ -64,7 +64,7 @@ def store(target: Tensor, value: Tensor, add: bool) -> None:
     "Overwrite `target` with `value`, or add to it."
     target.add_(value) if add else target.copy_(value)
 
-# %% ../../nbs/training/11_layers.ipynb #32aaaa15
+# %% ../../nbs/training/11_layers.ipynb #a28b3373
 def norm(x: Tensor, # [L, N, D]
          gain: Tensor, # [L, D]
          bias: Tensor | None, # [L, D]
@@ -82,7 +82,7 @@ def norm(x: Tensor, # [L, N, D]
     if bias is None: return torch.mul(unit, gain[:, None], out=out)
     return torch.addcmul(bias[:, None], unit, gain[:, None], out=out)
 
-# %% ../../nbs/training/11_layers.ipynb #c1dea1f3
+# %% ../../nbs/training/11_layers.ipynb #388b2175
 def norm_backward(d_out: Tensor, # [L, N, D]; used as work space
                   gain: Tensor, # [L, D]
                   d_gain: Tensor, # [L, D], overwritten or added to
@@ -102,7 +102,7 @@ def norm_backward(d_out: Tensor, # [L, N, D]; used as work space
     if center: d_unit.sub_(torch.mean(d_unit, -1, keepdim=True, out=mean))
     d_x.addcmul_(d_unit.sub_(work), rate)
 
-# %% ../../nbs/training/11_layers.ipynb #9abf66b1
+# %% ../../nbs/training/11_layers.ipynb #3421b991
 ACTIVATIONS = ('relu', 'gelu', 'silu')
 _smooth = {'gelu': (torch.nn.functional.gelu, torch.ops.aten.gelu_backward), 'silu': (torch.nn.functional.silu, torch.ops.aten.silu_backward)}
 
@@ -125,7 +125,7 @@ def activate_backward(kind: str, # one of ACTIVATIONS
     padded(d_out).copy_(_smooth[kind][1](padded(d_out), padded(x)))
     return d_out
 
-# %% ../../nbs/training/11_layers.ipynb #94f042e8
+# %% ../../nbs/training/11_layers.ipynb #4beeed1f
 def causal_mask(context: int, dtype, device='cpu') -> Tensor:
     "[T, T]: 0 where a query may look, -inf in its future."
     return torch.full((context, context), -math.inf, dtype=dtype, device=device).triu(1)
@@ -158,7 +158,7 @@ def attention_backward(d_out: Tensor, # [L·B·H, T, C]
     d_k.baddbmm_(d_scores.transpose(1, 2), q, beta=0, alpha=C ** -0.5)
     return d_heads
 
-# %% ../../nbs/training/11_layers.ipynb #f956a348
+# %% ../../nbs/training/11_layers.ipynb #68cbdfff
 def split_heads(x: Tensor, # [L, N, parts·H·C]
                 heads: Tensor, # [parts, L, B, H, T, C], overwritten
                ) -> Tensor: # `heads`

@@ -7,12 +7,12 @@ Docs: https://sdalab.github.io/sdalab/training/losses.html.md"""
 # %% auto #0
 __all__ = ['LOSSES', 'token_loss']
 
-# %% ../../nbs/training/14_losses.ipynb #19f15a1a
+# %% ../../nbs/training/14_losses.ipynb #3db69f53
 import torch
 from torch import Tensor
 from .layers import Arena, padded
 
-# %% ../../nbs/training/14_losses.ipynb #3842b407
+# %% ../../nbs/training/14_losses.ipynb #77be96ac
 LOSSES = {'cross_entropy': {}, 'label_smoothing': {'smoothing': 0.1}, 'z_loss': {'z': 1e-4}}
 
 def token_loss(logits: Tensor, # [L, N, V]

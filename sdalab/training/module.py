@@ -8,7 +8,7 @@ Docs: https://sdalab.github.io/sdalab/training/module.html.md"""
 __all__ = ['PATTERNS', 'SIZES', 'parameter_group', 'ModuleConfig', 'build_module', 'drawing_from', 'ModuleState', 'ModuleEngine',
            'usable_device']
 
-# %% ../../nbs/training/18_module.ipynb #c63b13c6
+# %% ../../nbs/training/18_module.ipynb #b62a0703
 import copy, inspect, math, re
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from .layers import Arena
 from .losses import LOSSES, token_loss
 from .optimizer import OptimizerConfig, clip_coefficient, group_rates
 
-# %% ../../nbs/training/18_module.ipynb #7d42a1c8
+# %% ../../nbs/training/18_module.ipynb #6f2a2906
 PATTERNS = (('norms', r'norm|(^|\.)ln_|layernorm'), ('head', r'lm_head|embed_out|(^|\.)head\b'), ('embedding', r'embed|(^|\.)(wte|wpe|token|position)\b'),
             ('attention', r'attn|attention|(^|\.)(qkv|out)\b'))
 
@@ -32,7 +32,7 @@ def parameter_group(name: str) -> str:
     "The group of a parameter by its name; whatever is nothing else is feed-forward."
     return next((group for group, pattern in PATTERNS if re.search(pattern, name)), 'mlp')
 
-# %% ../../nbs/training/18_module.ipynb #581278f2
+# %% ../../nbs/training/18_module.ipynb #498c14cb
 SIZES = {'tiny': (2, 2, 64), 'small': (12, 12, 768), 'medium': (24, 16, 1024), 'large': (36, 20, 1280)} # layers, heads, width
 
 class ModuleConfig(Checked):
@@ -55,7 +55,7 @@ def build_module(config: ModuleConfig, seed: int = 0, # of fresh weights
                        resid_pdrop=config.dropout, embd_pdrop=config.dropout, attn_pdrop=config.dropout, bos_token_id=0, eos_token_id=0)
     with drawing_from(seed, 0): return GPT2LMHeadModel(shape)
 
-# %% ../../nbs/training/18_module.ipynb #697b6e2e
+# %% ../../nbs/training/18_module.ipynb #e8fdeeaf
 class drawing_from:
     "Torch's global generators draw from (seed, step) inside, and are put back after."
     def __init__(self, seed: int, step: int, device: torch.device = torch.device('cpu')):
@@ -64,7 +64,7 @@ class drawing_from:
     def __enter__(self): self.fork.__enter__(); torch.manual_seed(self.number)
     def __exit__(self, *error): return self.fork.__exit__(*error)
 
-# %% ../../nbs/training/18_module.ipynb #80f123e1
+# %% ../../nbs/training/18_module.ipynb #d4dd2a8a
 @dataclass
 class ModuleState:
     "Where a module stands: one lane."
@@ -88,7 +88,7 @@ class ModuleState:
         model, optimizer = copy.deepcopy((self.model, self.optimizer)) # together, so that the copy optimizes the copy
         return ModuleState(model, optimizer, self.learning_rate.clone(), self.weight_decay.clone(), self.seeds.clone(), self.frozen_at.clone(), self.step)
 
-# %% ../../nbs/training/18_module.ipynb #33cc79b1
+# %% ../../nbs/training/18_module.ipynb #79515b05
 class ModuleEngine:
     "Steps one `nn.Module`."
     def __init__(self,
@@ -124,7 +124,7 @@ def usable_device(name: str) -> torch.device:
     if not there.get(name.split(':')[0]): raise BadInput(f"device = {name!r}: this machine has {', '.join(n for n, ok in there.items() if ok)}")
     return torch.device(name)
 
-# %% ../../nbs/training/18_module.ipynb #13a089ca
+# %% ../../nbs/training/18_module.ipynb #125318e8
 from fastcore.basics import patch
 
 @patch
@@ -149,7 +149,7 @@ def _losses(self: ModuleEngine, model, inputs, targets, variant=None, share=1.0)
     if variant: out.backward(d_logits.mul_(share / inputs.numel()).view_as(out).to(out.dtype))
     return losses.view_as(inputs)
 
-# %% ../../nbs/training/18_module.ipynb #35239c94
+# %% ../../nbs/training/18_module.ipynb #20bb2ca2
 @patch
 def step(self: ModuleEngine, state: ModuleState, decision: Decision | list[Decision], batch: Batch) -> ModuleState:
     "One optimizer step. The state is written over."

@@ -7,7 +7,7 @@ Docs: https://sdalab.github.io/sdalab/training/optimizer.html.md"""
 # %% auto #0
 __all__ = ['OptimizerConfig', 'group_rates', 'Run', 'runs', 'update', 'clip_coefficient']
 
-# %% ../../nbs/training/15_optimizer.ipynb #e15fde1d
+# %% ../../nbs/training/15_optimizer.ipynb #788aa56d
 import math
 from itertools import groupby
 from typing import Literal, NamedTuple
@@ -17,7 +17,7 @@ from torch import Tensor
 from ..checked import BadInput, Checked, nearest
 from .decoder import GROUPS
 
-# %% ../../nbs/training/15_optimizer.ipynb #6c5a38de
+# %% ../../nbs/training/15_optimizer.ipynb #6d07403c
 class OptimizerConfig(Checked):
     "Which optimizer, and its settings. A rate may be one number, or one a parameter group."
     name: Literal['sgd', 'adam', 'adamw'] = 'adamw'
@@ -35,7 +35,7 @@ class OptimizerConfig(Checked):
         for field in ('learning_rate', 'weight_decay'): group_rates(field, getattr(self, field))
         if self.nesterov and not self.momentum: raise ValueError('nesterov = True: needs a momentum above 0')
 
-# %% ../../nbs/training/15_optimizer.ipynb #b64fcebd
+# %% ../../nbs/training/15_optimizer.ipynb #7326d017
 def group_rates(field: str, # its name, for messages
                 rate: float | dict[str, float], # one number, or one a group
                ) -> list[float]: # in the order of GROUPS; groups not named get 0
@@ -46,7 +46,7 @@ def group_rates(field: str, # its name, for messages
         if not value >= 0: raise BadInput(f"{field} = {value}: should be 0 or more")
     return [float(rates.get(group, 0.0)) for group in GROUPS]
 
-# %% ../../nbs/training/15_optimizer.ipynb #a4f8ddff
+# %% ../../nbs/training/15_optimizer.ipynb #869c33c4
 class Run(NamedTuple):
     "A stretch of a lane's row under one learning rate and weight decay. All tensors are views."
     parameters: Tensor
@@ -72,7 +72,7 @@ def runs(groups: dict[str, slice], # where each group lies in the row
         cut.append(Run(*(row[stretch] for row in rows), updates, lr, wd))
     return cut
 
-# %% ../../nbs/training/15_optimizer.ipynb #a692f7d3
+# %% ../../nbs/training/15_optimizer.ipynb #31419bb0
 def update(config: OptimizerConfig, run: Run, learning_rate_scale: float = 1.0, weight_decay_scale: float = 1.0) -> None:
     "Take one optimizer step on a run; `run.updates` already counts it."
     lr, wd = run.learning_rate * learning_rate_scale, run.weight_decay * weight_decay_scale
@@ -85,7 +85,7 @@ def update(config: OptimizerConfig, run: Run, learning_rate_scale: float = 1.0, 
         kernel(p, g, m, v, [], [run.updates], lr=lr, beta1=config.beta1, beta2=config.beta2, weight_decay=wd,
                eps=config.eps, amsgrad=False, maximize=False)
 
-# %% ../../nbs/training/15_optimizer.ipynb #73881c37
+# %% ../../nbs/training/15_optimizer.ipynb #69b51fb4
 def clip_coefficient(norm: float, # global gradient norm
                      *bounds: float | None, # any of them may be absent
                     ) -> float: # factor on the gradient, at most 1

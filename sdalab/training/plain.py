@@ -7,12 +7,12 @@ Docs: https://sdalab.github.io/sdalab/training/plain.html.md"""
 # %% auto #0
 __all__ = ['PlainBlock', 'PlainDecoder', 'plain_names', 'plain_from_row', 'is_transposed']
 
-# %% ../../nbs/training/13_plain.ipynb #d7c9171a
+# %% ../../nbs/training/13_plain.ipynb #6297de90
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from .decoder import DecoderConfig, Layout, sinusoids
 
-# %% ../../nbs/training/13_plain.ipynb #3a1f906c
+# %% ../../nbs/training/13_plain.ipynb #a5b84b22
 def _norm(c: DecoderConfig, size: int, bias: bool = True):
     return nn.LayerNorm(size, eps=c.norm_eps, bias=bias) if c.norm == 'layernorm' else nn.RMSNorm(size, eps=c.norm_eps)
 
@@ -34,7 +34,7 @@ class PlainBlock(nn.Module):
         x = x + self.out(a.transpose(1, 2).flatten(2))
         return x + self.down(self.activation(self.up(self.norm2(x))))
 
-# %% ../../nbs/training/13_plain.ipynb #d59c9e92
+# %% ../../nbs/training/13_plain.ipynb #e0037f24
 class PlainDecoder(nn.Module):
     "The decoder of `DecoderConfig` as a plain module: tokens [B, T] to logits [B, T, V]."
     def __init__(self, c: DecoderConfig):
@@ -55,7 +55,7 @@ class PlainDecoder(nn.Module):
         for block in self.blocks: x = block(x)
         return self.head(self.norm(x))
 
-# %% ../../nbs/training/13_plain.ipynb #cc6a2ae2
+# %% ../../nbs/training/13_plain.ipynb #54e1d1d7
 def plain_names(model: PlainDecoder) -> dict[str, nn.Parameter]:
     "The module's parameters under the stacked decoder's names."
     endings = {'qkv.weight': 'qkv', 'out.weight': 'out', 'up.weight': 'up', 'down.weight': 'down', 'head.weight': 'head', 'token.weight': 'token',

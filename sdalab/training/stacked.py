@@ -7,7 +7,7 @@ Docs: https://sdalab.github.io/sdalab/training/stacked.html.md"""
 # %% auto #0
 __all__ = ['LaneState', 'Tile', 'StackedEngine']
 
-# %% ../../nbs/training/17_stacked.ipynb #e6cb10fa
+# %% ../../nbs/training/17_stacked.ipynb #fcc870e7
 import math, os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
@@ -23,7 +23,7 @@ from .layers import Arena
 from .losses import LOSSES, token_loss
 from .optimizer import OptimizerConfig, clip_coefficient, group_rates, runs, update
 
-# %% ../../nbs/training/17_stacked.ipynb #b6b5e583
+# %% ../../nbs/training/17_stacked.ipynb #32262778
 @dataclass
 class LaneState:
     "Where a set of lanes stands. Row `l` of everything is lane `l`."
@@ -48,7 +48,7 @@ class LaneState:
         at = torch.tensor(lanes, dtype=torch.long)
         return LaneState(**{name: t[at.to(t.device)] for name, t in self.tensors().items()}, step=self.step)
 
-# %% ../../nbs/training/17_stacked.ipynb #9448e59d
+# %% ../../nbs/training/17_stacked.ipynb #e4ed4bab
 class Tile:
     "Neighbouring lanes that take their whole step together, in one thread."
     def __init__(self, decoder: Decoder, optimizer: OptimizerConfig, arena: Arena, state: LaneState, lanes: slice):
@@ -73,7 +73,7 @@ class Tile:
             if decisions: self.decoder.backward(self.w, self.g, inputs, d_logits.mul_(1 / (B * T)), self.arena, add=start > 0)
         return torch.cat(parts, 1)
 
-# %% ../../nbs/training/17_stacked.ipynb #c43b1951
+# %% ../../nbs/training/17_stacked.ipynb #e1726eb0
 from fastcore.basics import patch
 
 @patch
@@ -126,7 +126,7 @@ def _update(self: Tile, lane, decision, norm) -> float:
     for run in self.runs[lane]: update(self.optimizer, run, decision.learning_rate_scale, decision.weight_decay_scale)
     return coefficient
 
-# %% ../../nbs/training/17_stacked.ipynb #1714a18e
+# %% ../../nbs/training/17_stacked.ipynb #a69be9ee
 def _one_thread():
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -160,7 +160,7 @@ class StackedEngine:
             torch.zeros(len(p), device=self.device), rates(learning_rate, 'learning_rate'), rates(weight_decay, 'weight_decay'),
             torch.tensor(seeds), torch.full((len(p),), -1))
 
-# %% ../../nbs/training/17_stacked.ipynb #7849a8d5
+# %% ../../nbs/training/17_stacked.ipynb #3228a69d
 @patch
 def _micro_rows(self: StackedEngine, batch: Batch) -> int:
     "A function of the batch's shape alone: the order of additions must not depend on the lanes."
@@ -193,7 +193,7 @@ def _check(self: StackedEngine, batch: Batch) -> Batch:
         raise BadInput(f"vocabulary = {self.config.vocabulary}: the batch holds token {largest}; a decoder for this corpus needs a larger one")
     return Batch(*(t.to(self.device) for t in batch))
 
-# %% ../../nbs/training/17_stacked.ipynb #e08ac397
+# %% ../../nbs/training/17_stacked.ipynb #b4ed563b
 @patch
 def step(self: StackedEngine, state: LaneState, decision: Decision | list[Decision], # one for all, or one a lane
          batch: Batch) -> LaneState: # `state`, moved on

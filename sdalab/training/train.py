@@ -7,7 +7,7 @@ Docs: https://sdalab.github.io/sdalab/training/train.html.md"""
 # %% auto #0
 __all__ = ['DTYPES', 'PAUSE', 'build_engine', 'machine', 'Trainer', 'train', 'TrainingModel']
 
-# %% ../../nbs/training/20_train.ipynb #1f049916
+# %% ../../nbs/training/20_train.ipynb #2ea8d629
 import copy, os, platform, sys, time
 from typing import Callable
 import numpy as np, torch
@@ -20,7 +20,7 @@ from .decoder import GROUPS
 from .module import ModuleEngine, build_module, usable_device
 from .stacked import StackedEngine
 
-# %% ../../nbs/training/20_train.ipynb #d97d8e58
+# %% ../../nbs/training/20_train.ipynb #b5d15c6f
 DTYPES = {'float32': torch.float32, 'float64': torch.float64, 'bfloat16': torch.float32}
 
 def build_engine(config: TrainConfig, corpus: Corpus):
@@ -37,7 +37,7 @@ def machine() -> dict:
                 numpy=np.__version__, cpu_capability=torch.backends.cpu.get_cpu_capability(), threads=torch.get_num_threads(),
                 gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None)
 
-# %% ../../nbs/training/20_train.ipynb #eb4de076
+# %% ../../nbs/training/20_train.ipynb #2a176a47
 class Trainer:
     "Trains the lanes of a configuration. Build it first, then give it a journal to `run`."
     def __init__(self, config: TrainConfig):
@@ -65,7 +65,7 @@ class Trainer:
     @property
     def alive(self) -> np.ndarray: "[L] which lanes are not frozen."; return self.state.frozen_at.numpy() < 0
 
-# %% ../../nbs/training/20_train.ipynb #7aecd6b9
+# %% ../../nbs/training/20_train.ipynb #84790bae
 from fastcore.basics import patch
 
 @patch
@@ -111,7 +111,7 @@ def validate(self: Trainer) -> list[float]: # one a lane
     losses = [self.engine.evaluate(self.state, self.corpus.validation_batch(i)).double().mean((1, 2)) for i in range(self.config.evaluate_batches)]
     return torch.stack(losses).mean(0).tolist()
 
-# %% ../../nbs/training/20_train.ipynb #c16c1f98
+# %% ../../nbs/training/20_train.ipynb #594ba703
 @patch
 def obey(self: Trainer, journal: Journal, command: Command) -> str: # 'pause', 'resume', 'stop' or 'decide'
     "Carry out one command and answer it; a decision that is not valid is refused with the reason."
@@ -134,14 +134,14 @@ def _redirect(self: Trainer, journal, decision, node):
             journal.close_node(at, self.state.step - 1)
             self.nodes[lane] = journal.node(lane, at, self.state.step, self.standing[lane].model_dump(), self.config.lanes()[lane].settings)
 
-# %% ../../nbs/training/20_train.ipynb #dbaef137
+# %% ../../nbs/training/20_train.ipynb #5a2c126b
 PAUSE = 0.05 # seconds between looks at the inbox while paused
 
 @patch
 def run(self: Trainer, journal: Journal, # to write to; its caller closes it
         seconds: float | None = None, # stop after so long
-        report: Callable | None = None, # called with the trainer after every step
-       ) -> str: # 'finished', or 'interrupted' by a command or the clock
+        report: Callable | None = None, # called with the trainer after every step; True stops
+       ) -> str: # 'finished', or 'interrupted' by a command, the report or the clock
     "Train until the last step, a stop, the end of the time, or the last lane's end."
     lanes, deadline = self.config.lanes(), time.monotonic() + (seconds or float('inf'))
     self.nodes = [journal.node(i, first_step=self.state.step, settings=lane.settings | {'seed': lane.seed}) for i, lane in enumerate(lanes)]
@@ -149,7 +149,7 @@ def run(self: Trainer, journal: Journal, # to write to; its caller closes it
     while self.state.step < self.config.steps and self.alive.any():
         if not self._obey_all(journal) or time.monotonic() > deadline: return self._end(journal, 'interrupted')
         self._journal_step(journal)
-        if report: report(self)
+        if report and report(self) and self.state.step < self.config.steps: return self._end(journal, 'interrupted')
     return self._end(journal, 'finished')
 
 @patch
@@ -190,10 +190,10 @@ def _end(self: Trainer, journal, status) -> str:
     for lane, node in enumerate(self.nodes): journal.close_node(node, self.state.step - 1, 'frozen' if not self.alive[lane] else None)
     return status
 
-# %% ../../nbs/training/20_train.ipynb #3860a809
+# %% ../../nbs/training/20_train.ipynb #92ec48c2
 def train(config: TrainConfig, run_dir, # of the run; must not hold one yet
           seconds: float | None = None, # stop after so long
-          report: Callable | None = None, # called with the trainer after every step
+          report: Callable | None = None, # called with the trainer after every step; True stops
          ) -> str: # 'finished' or 'interrupted'
     "Build, open a journal, run. Everything is checked before the journal is made."
     trainer = Trainer(config)
@@ -202,7 +202,7 @@ def train(config: TrainConfig, run_dir, # of the run; must not hold one yet
         journal.close(status)
     return status
 
-# %% ../../nbs/training/20_train.ipynb #2ce9e7c9
+# %% ../../nbs/training/20_train.ipynb #6710a835
 class TrainingModel:
     "Training one lane as a sequential decision problem for `simulate`; the seed draws weights and data order."
     def __init__(self, config: TrainConfig):
