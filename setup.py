@@ -20,7 +20,7 @@ setup(
     python_requires=">=" + cfg["min_python"],
     packages=[*find_packages(include=[lib, lib + ".*"]), lib + ".data"],
     package_dir={lib + ".data": "data"},
-    package_data={lib + ".data": ["*.yaml", "presets/*.yaml"]},
+    package_data={lib + ".data": ["*", "**/*"]},
     install_requires=cfg["requirements"].split(),
     extras_require={extra: cfg[extra + "_requirements"].split() for extra in ("dev", "docs", "test")},
     entry_points={

@@ -7,15 +7,15 @@ Docs: https://sdalab.github.io/sdalab/journal/reader.html.md"""
 # %% auto #0
 __all__ = ['JSON_COLUMNS', 'COMMANDS', 'reading', 'frame', 'fetch', 'to_grid', 'Run', 'runs', 'delete_run']
 
-# %% ../../nbs/journal/07_reader.ipynb #8bef3156
-import json, shutil, sqlite3, time, warnings, os
+# %% ../../nbs/journal/07_reader.ipynb #1be64ebe
+import json, os, shutil, sqlite3, time, warnings
 from contextlib import closing, contextmanager
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import xarray as xr
 from ..checked import BadInput
-from .schema import (JournalError, RunInUse, check_names, hold, is_held, load_schema, open_readonly, signal_columns)
+from .schema import (JournalError, check_names, hold, is_held, load_schema, open_readonly, signal_columns)
 
 # %% ../../nbs/journal/07_reader.ipynb #c52e4168
 @contextmanager
@@ -75,7 +75,7 @@ def to_grid(row_of: np.ndarray, # line of the grid, one a row
     for name, grid in grids.items(): grid[at] = columns[name]
     return steps, grids
 
-# %% ../../nbs/journal/07_reader.ipynb #2c062a2c
+# %% ../../nbs/journal/07_reader.ipynb #c4cb9328
 class Run:
     "A run directory, read-only. Any process may hold any number of these."
     def __init__(self, run_dir): # directory with a journal.db
@@ -175,7 +175,8 @@ class Run:
         "What became of a command."
         table = self.commands()
         if id not in set(table['id']): raise BadInput(f"command = {id!r}: the run never got it")
-        return table.set_index('id', drop=False).loc[id].to_dict()
+        facts = table.set_index('id', drop=False).loc[id].to_dict()
+        return {name: None if value is pd.NA else value for name, value in facts.items()}
 
 # %% ../../nbs/journal/07_reader.ipynb #a3ec68c2
 COMMANDS = ('pause', 'resume', 'stop', 'decide')

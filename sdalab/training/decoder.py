@@ -6,9 +6,9 @@ Docs: https://sdalab.github.io/sdalab/training/decoder.html.md"""
 
 # %% auto #0
 __all__ = ['GROUPS', 'DecoderConfig', 'Parameter', 'parameters', 'count', 'Layout', 'initial_row', 'initial_parameters',
-           'sinusoids', 'Decoder']
+           'sinusoids', 'Decoder', 'BoundDecoder', 'PassValues']
 
-# %% ../../nbs/training/12_decoder.ipynb #675dfbc8
+# %% ../../nbs/training/12_decoder.ipynb #3ddbe01d
 import math
 from typing import Literal, NamedTuple
 import numpy as np, torch
@@ -16,8 +16,7 @@ from pydantic import Field
 from torch import Tensor
 from ..checked import Checked
 from .corpus import philox
-from .layers import (Arena, activate, activate_backward, attention, attention_backward, causal_mask,
-    join_heads, linear, linear_backward, norm, norm_backward, split_heads, store)
+from .layers import (Arena, Attention, Embedding, JoinHeads, Linear, Norm, ReLU, Smooth, SplitHeads, Var, causal_mask)
 
 # %% ../../nbs/training/12_decoder.ipynb #e544937e
 class DecoderConfig(Checked):
@@ -121,126 +120,103 @@ def sinusoids(context: int, width: int, dtype=torch.float32) -> Tensor:
     angle = torch.arange(context, dtype=torch.float64)[:, None] / 10_000 ** (torch.arange(0, width, 2, dtype=torch.float64) / width)
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(1).to(dtype)
 
-# %% ../../nbs/training/12_decoder.ipynb #479575c0
+# %% ../../nbs/training/12_decoder.ipynb #fe0ff04a
 class Decoder:
-    "Forward and backward of all lanes at once. Holds constants only; parameters and buffers are arguments."
+    "Wires decoders. Holds constants only."
     def __init__(self, config: DecoderConfig, dtype=torch.float32, device='cpu'):
-        self.config, self.layout, self.center = config, Layout(config), config.norm == 'layernorm'
+        self.config, self.layout, self.dtype = config, Layout(config), dtype
         self.mask = causal_mask(config.context, dtype, device)
         self.codes = sinusoids(config.context, config.width, dtype).to(device) if config.positions == 'sinusoidal' else None
 
-    def _norm(self, w, x, arena, name):
-        return norm(x, w[f'{name}.gain'], w.get(f'{name}.bias'), self.center, self.config.norm_eps, arena, name)
+    def bind(self, parameters: Tensor, # [L, layout.size]
+             gradients: Tensor, # [L, layout.size]
+             rows: int, context: int, # of a batch
+             arena: Arena, # for all that lies between
+            ) -> 'BoundDecoder':
+        "The layers for these lanes and this batch shape."
+        w, g = self.layout.views(parameters), self.layout.views(gradients)
+        return BoundDecoder(self, {name: Var(w[name], g[name]) for name in w}, rows, context, arena)
 
-    def _norm_backward(self, w, g, d_out, arena, name, d_x, add):
-        norm_backward(d_out, w[f'{name}.gain'], g[f'{name}.gain'], g.get(f'{name}.bias'), self.center, arena, name, d_x, add)
+# %% ../../nbs/training/12_decoder.ipynb #93527022
+class BoundDecoder:
+    "A decoder of some lanes and one batch shape: forward and backward on fixed buffers."
+    def __init__(self, decoder: Decoder, parameters: dict[str, Var], rows: int, context: int, arena: Arena):
+        c = decoder.config
+        self.decoder, self.p, self.rows, self.context, self.arena = decoder, parameters, rows, context, arena
+        self.shape = len(parameters['token'].value), rows * context
+        self.x = self._var('stream', c.width)
+        self.embedding = Embedding(self.p['token'], self.p.get('position') or decoder.codes, self.x, rows, c.tied)
+        self.logits = self._var('logits', c.vocabulary)
+        head = self.p['token'].map(lambda t: t.transpose(1, 2)) if c.tied else self.p['head']
+        self.layers = [layer for i in range(c.depth) for layer in (*self._attend(f'{i}.'), *self._feed_forward(f'{i}.'))]
+        self.layers += [self._norm('norm'), Linear(self._var('norm.out', c.width, 'd_norm'), head, self.p.get('head_bias'), self.logits)]
 
-# %% ../../nbs/training/12_decoder.ipynb #176876f2
+    def forward(self, inputs: Tensor, # [B, T] tokens, the same for every lane
+               ) -> Tensor: # [L, B·T, V] logits, a buffer
+        "Logits of every lane."
+        self.embedding.forward(inputs.flatten())
+        for layer in self.layers: layer.forward()
+        return self.logits.value
+
+    def backward(self, add: bool = False, # add to the parameters' gradients: a further micro-batch
+                ) -> None:
+        "Gradients of every lane's parameters, from `logits.gradient`."
+        self.x.gradient.zero_()
+        for layer in reversed(self.layers): layer.backward(add)
+        self.embedding.backward(add)
+
+    def _var(self, name: str, width: int, gradient: str | None = None) -> Var:
+        "[L, N, width] from the arena; layers may name a gradient buffer to share."
+        return Var(self.arena(name, *self.shape, width), self.arena(gradient or f'd_{name}', *self.shape, width))
+
+# %% ../../nbs/training/12_decoder.ipynb #a27697e9
 from fastcore.basics import patch
 
 @patch
-def forward(self: Decoder, w: dict[str, Tensor], # parameters by name, [L, ...]
-            inputs: Tensor, # [B, T] tokens, the same for every lane
-            arena: Arena, # keeps what `backward` needs
-           ) -> Tensor: # [L, B·T, V] logits, an arena buffer
-    "Logits of every lane."
-    (B, T), L, c = inputs.shape, len(w['token']), self.config
-    x = torch.index_select(w['token'], 1, inputs.flatten(), out=arena('stream', L, B * T, c.width))
-    x.view(L, B, T, -1).add_(self.codes[:T] if self.codes is not None else w['position'][:, None, :T])
-    for i in range(c.depth):
-        self._attend(w, x, arena, i, B, T)
-        self._feed_forward(w, x, arena, i)
-    h = self._norm(w, x, arena, 'norm')
-    return linear(h, self._head(w), w.get('head_bias'), arena('logits', L, B * T, c.vocabulary))
+def _norm(self: BoundDecoder, name: str) -> Norm:
+    "A norm on the residual stream."
+    c = self.decoder.config
+    return Norm(self.x, self.p[f'{name}.gain'], self.p.get(f'{name}.bias'), self._var(f'{name}.out', c.width, 'd_norm'), c.norm == 'layernorm', c.norm_eps, self.arena, name)
 
 @patch
-def _head(self: Decoder, w): return w['token'].transpose(1, 2) if self.config.tied else w['head']
-
-@patch
-def _attend(self: Decoder, w, x, arena, i, B, T):
-    "x += attention(norm(x))"
-    c, (L, N, _) = self.config, x.shape
-    qkv = linear(self._norm(w, x, arena, f'{i}.norm1'), w[f'{i}.qkv'], w.get(f'{i}.qkv_bias'), arena('qkv', L, N, 3 * c.inner_width))
-    heads = split_heads(qkv, arena(f'{i}.heads', 3, L, B, c.heads, T, c.inner_width // c.heads))
-    out = attention(self._normed(w, heads, arena, i), self.mask[:T, :T], arena, f'{i}.attention')
-    joined = join_heads(out.view(1, *heads.shape[1:]), arena(f'{i}.joined', L, N, c.inner_width))
-    x.baddbmm_(joined, w[f'{i}.out'])
-    if c.attention_bias: x.add_(w[f'{i}.out_bias'][:, None])
-
-@patch
-def _normed(self: Decoder, w, heads, arena, i):
-    "The heads with queries and keys normalised, if so configured."
-    if not self.config.qk_norm: return heads
-    normed, L = arena(f'{i}.normed', *heads.shape), heads.shape[1]
-    for part, name in enumerate('qk'):
-        x = heads[part].reshape(L, -1, heads.shape[-1])
-        normed[part].view_as(x).copy_(self._norm(w, x, arena, f'{i}.{name}'))
-    normed[2].copy_(heads[2])
-    return normed
-
-@patch
-def _feed_forward(self: Decoder, w, x, arena, i):
+def _feed_forward(self: BoundDecoder, i: str) -> list:
     "x += down(activation(up(norm(x))))"
-    c, (L, N, _) = self.config, x.shape
-    up = linear(self._norm(w, x, arena, f'{i}.norm2'), w[f'{i}.up'], w.get(f'{i}.up_bias'), arena(f'{i}.up', L, N, c.hidden_width))
-    x.baddbmm_(activate(c.activation, up, arena, f'{i}.up'), w[f'{i}.down'])
-    if c.mlp_bias: x.add_(w[f'{i}.down_bias'][:, None])
-
-# %% ../../nbs/training/12_decoder.ipynb #553f7142
-@patch
-def backward(self: Decoder, w: dict[str, Tensor], # parameters
-             g: dict[str, Tensor], # their gradients, overwritten or added to
-             inputs: Tensor, # [B, T], as in the forward pass just made
-             d_logits: Tensor, # [L, B·T, V]
-             arena: Arena, # of the forward pass
-             add: bool = False, # add to the gradients: a further micro-batch
-            ) -> None:
-    "Gradients of every lane's parameters."
-    (B, T), L, c = inputs.shape, len(w['token']), self.config
-    d_x, d_h = arena('d_stream', L, B * T, c.width).zero_(), arena('d_norm', L, B * T, c.width)
-    d_head = g['token'].transpose(1, 2) if c.tied else g['head']
-    linear_backward(arena('norm.out', L, B * T, c.width), d_logits, self._head(w), d_head, g.get('head_bias'), d_h, add)
-    self._norm_backward(w, g, d_h, arena, 'norm', d_x, add)
-    for i in reversed(range(c.depth)):
-        self._feed_forward_backward(w, g, d_x, arena, i, add)
-        self._attend_backward(w, g, d_x, arena, i, B, T, add)
-    if not (add or c.tied): g['token'].zero_()
-    g['token'].index_add_(1, inputs.flatten(), d_x)
-    if self.codes is None: self._position_backward(g, d_x.view(L, B, T, -1), add)
+    c, norm, hidden = self.decoder.config, self._norm(f'{i}norm2'), self._var(f'{i}up', self.decoder.config.hidden_width, 'd_up')
+    active = hidden if c.activation == 'relu' else self._var(f'{i}active', c.hidden_width, 'd_up')
+    return [norm, Linear(norm.out, self.p[f'{i}up'], self.p.get(f'{i}up_bias'), hidden),
+            ReLU(hidden) if c.activation == 'relu' else Smooth(c.activation, hidden, active),
+            Linear(active, self.p[f'{i}down'], self.p.get(f'{i}down_bias'), self.x, residual=True)]
 
 @patch
-def _position_backward(self: Decoder, g, d_x, add):
-    if not add: g['position'].zero_()
-    g['position'][:, :d_x.shape[2]].add_(d_x.sum(1))
+def _attend(self: BoundDecoder, i: str) -> list:
+    "x += out(attention(norm(x)))"
+    c, norm = self.decoder.config, self._norm(f'{i}norm1')
+    qkv, joined = self._var('qkv', 3 * c.inner_width, 'd_qkv'), self._var(f'{i}joined', c.inner_width, 'd_joined')
+    heads, out = self._heads(f'{i}heads', 3, 'd_heads'), self._heads('attended', 1, 'd_attended')
+    qk_norms, ready = self._qk_norms(i, heads) if c.qk_norm else ([], heads)
+    return [norm, Linear(norm.out, self.p[f'{i}qkv'], self.p.get(f'{i}qkv_bias'), qkv), SplitHeads(qkv, heads), *qk_norms,
+            Attention(ready, self.decoder.mask[:self.context, :self.context], out, self.arena, f'{i}attention'),
+            JoinHeads(joined, out), Linear(joined, self.p[f'{i}out'], self.p.get(f'{i}out_bias'), self.x, residual=True)]
 
 @patch
-def _feed_forward_backward(self: Decoder, w, g, d_x, arena, i, add):
-    c, (L, N, _) = self.config, d_x.shape
-    up = arena(f'{i}.up', L, N, c.hidden_width)
-    active = up if c.activation == 'relu' else arena(f'{i}.up.active', L, N, c.hidden_width)
-    d_up = linear_backward(active, d_x, w[f'{i}.down'], g[f'{i}.down'], g.get(f'{i}.down_bias'), arena('d_up', L, N, c.hidden_width), add)
-    activate_backward(c.activation, d_up, up)
-    d_h = linear_backward(arena(f'{i}.norm2.out', L, N, c.width), d_up, w[f'{i}.up'], g[f'{i}.up'], g.get(f'{i}.up_bias'), arena('d_norm', L, N, c.width), add)
-    self._norm_backward(w, g, d_h, arena, f'{i}.norm2', d_x, add)
+def _heads(self: BoundDecoder, name: str, parts: int, gradient: str) -> Var:
+    "[parts, L, B, H, T, C]"
+    c = self.decoder.config
+    shape = parts, self.shape[0], self.rows, c.heads, self.context, c.inner_width // c.heads
+    return Var(self.arena(name, *shape), self.arena(gradient, *shape))
 
-# %% ../../nbs/training/12_decoder.ipynb #d0851c4e
-@patch
-def _attend_backward(self: Decoder, w, g, d_x, arena, i, B, T, add):
-    c, (L, N, _) = self.config, d_x.shape
-    shape = L, B, c.heads, T, c.inner_width // c.heads
-    d_joined = linear_backward(arena(f'{i}.joined', L, N, c.inner_width), d_x, w[f'{i}.out'], g[f'{i}.out'], g.get(f'{i}.out_bias'), arena('d_joined', L, N, c.inner_width), add)
-    d_out = split_heads(d_joined, arena('attention.out', 1, *shape))
-    heads = arena(f'{i}.normed' if c.qk_norm else f'{i}.heads', 3, *shape)
-    d_heads = attention_backward(d_out.view(-1, *shape[-2:]), heads, arena, f'{i}.attention')
-    if c.qk_norm: self._normed_backward(w, g, d_heads, arena, i, add)
-    d_qkv = join_heads(d_heads, arena('qkv', L, N, 3 * c.inner_width))
-    d_h = linear_backward(arena(f'{i}.norm1.out', L, N, c.width), d_qkv, w[f'{i}.qkv'], g[f'{i}.qkv'], g.get(f'{i}.qkv_bias'), arena('d_norm', L, N, c.width), add)
-    self._norm_backward(w, g, d_h, arena, f'{i}.norm1', d_x, add)
+# %% ../../nbs/training/12_decoder.ipynb #e2a1d66e
+class PassValues:
+    "Copies the values; backward it also clears the gradients that the norms of queries and keys then add to."
+    def __init__(self, heads: Var, out: Var): self.heads, self.out = heads, out
+    def forward(self): self.out.value[2].copy_(self.heads.value[2])
+    def backward(self, add: bool): self.heads.gradient.zero_()[2].copy_(self.out.gradient[2])
 
 @patch
-def _normed_backward(self: Decoder, w, g, d_heads, arena, i, add):
-    for part, name in enumerate('qk'):
-        d_out = d_heads[part].view(d_heads.shape[1], -1, d_heads.shape[-1])
-        d_x = arena('d_normed', *d_out.shape).zero_()
-        self._norm_backward(w, g, d_out, arena, f'{i}.{name}', d_x, add)
-        d_out.copy_(d_x)
+def _qk_norms(self: BoundDecoder, i: str, heads: Var) -> tuple[list, Var]:
+    "The layers that normalise queries and keys, and what they give."
+    c, normed = self.decoder.config, self._heads(f'{i}normed', 3, 'd_normed')
+    flat = lambda var, part: var.map(lambda t: t[part].view(self.shape[0], -1, t.shape[-1]))
+    norms = [Norm(flat(heads, part), self.p[f'{i}{name}.gain'], None, flat(normed, part), c.norm == 'layernorm', c.norm_eps, self.arena, f'{i}{name}')
+             for part, name in enumerate('qk')]
+    return [*norms, PassValues(heads, normed)], normed

@@ -48,29 +48,35 @@ class LaneState:
         at = torch.tensor(lanes, dtype=torch.long)
         return LaneState(**{name: t[at.to(t.device)] for name, t in self.tensors().items()}, step=self.step)
 
-# %% ../../nbs/training/17_stacked.ipynb #e4ed4bab
+# %% ../../nbs/training/17_stacked.ipynb #2de0616b
 class Tile:
     "Neighbouring lanes that take their whole step together, in one thread."
     def __init__(self, decoder: Decoder, optimizer: OptimizerConfig, arena: Arena, state: LaneState, lanes: slice):
         self.decoder, self.optimizer, self.arena, self.state, self.lanes = decoder, optimizer, arena, state, lanes
         rows = [t[lanes] for t in (state.parameters, state.first_moment, state.second_moment)]
-        self.gradients = arena('gradients', *rows[0].shape)
-        self.w, self.g = decoder.layout.views(rows[0]), decoder.layout.views(self.gradients)
+        self.gradients, self._bound = arena('gradients', *rows[0].shape), {}
         parameters, first, second = rows
         self.runs = [runs(decoder.layout.groups, lane, updates, lr, wd) for *lane, updates, lr, wd in zip(
             parameters, self.gradients, first, second if second.shape[1] else first, state.updates[lanes],
             state.learning_rate[lanes].tolist(), state.weight_decay[lanes].tolist())]
 
+    def bound(self, rows: int, context: int):
+        "The decoder wired for a batch of this shape."
+        if (rows, context) not in self._bound:
+            self._bound[rows, context] = self.decoder.bind(self.state.parameters[self.lanes], self.gradients, rows, context, self.arena)
+        return self._bound[rows, context]
+
     def losses(self, batch: Batch, micro_rows: int, decisions=None) -> Tensor:
         "[lanes, B, T] losses; with decisions also the gradients of the mean loss."
-        B, T = batch.inputs.shape
         parts = []
-        for start in range(0, B, micro_rows):
+        for start in range(0, len(batch.inputs), micro_rows):
             inputs, targets = (t[start:start + micro_rows] for t in batch)
-            logits = self.decoder.forward(self.w, inputs, self.arena)
-            d_logits = self.arena('d_logits', *logits.shape)
+            decoder = self.bound(*inputs.shape)
+            logits, d_logits = decoder.forward(inputs), decoder.logits.gradient
             parts.append(self._token_losses(logits, targets.flatten(), d_logits, decisions).unflatten(1, inputs.shape))
-            if decisions: self.decoder.backward(self.w, self.g, inputs, d_logits.mul_(1 / (B * T)), self.arena, add=start > 0)
+            if decisions:
+                d_logits.mul_(1 / batch.inputs.numel())
+                decoder.backward(add=start > 0)
         return torch.cat(parts, 1)
 
 # %% ../../nbs/training/17_stacked.ipynb #e1726eb0

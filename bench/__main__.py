@@ -1,0 +1,42 @@
+"Run every benchmark, print the table, write bench.json."
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.engine import engine_rows
+from bench.journal import journal_rows
+from sdalab.training.train import machine
+
+SUITES = {"engine": engine_rows, "journal": journal_rows}
+
+
+def shown(row) -> list[str]:
+    "A row's cells for the terminal."
+    ratio = "" if row.ratio is None else f"{row.ratio:.2f}x"
+    met = {None: "", True: "yes", False: "NO"}[row.met]
+    return [row.name, f"{row.value:,.3g} {row.unit}", row.against, ratio, row.target, met, row.limit]
+
+
+def main(names: list[str]):
+    "The named suites, or all of them."
+    unknown = set(names) - set(SUITES)
+    if unknown:
+        sys.exit(f"bench: {', '.join(sorted(unknown))}: no such suite; there are {', '.join(SUITES)}")
+    console, rows = Console(), []
+    for name in names or SUITES:
+        for row in SUITES[name]():
+            rows.append(row)
+            console.print("  ".join(cell for cell in shown(row) if cell), markup=False, highlight=False, soft_wrap=True)
+    table = Table("measured", "value", "against", "ratio", "target", "met", "limit", title="bench")
+    for row in rows:
+        table.add_row(*shown(row))
+    console.print(table)
+    Path("bench.json").write_text(json.dumps({"machine": machine(), "rows": [row.as_dict() for row in rows]}, indent=1) + "\n")
+    console.print("wrote bench.json")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
