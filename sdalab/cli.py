@@ -319,3 +319,6 @@ def main():
 def _leave(problem: Exception, code: int):
     err.print(f'sdalab: {problem}', markup=False, highlight=False, soft_wrap=True)
     sys.exit(code)
+
+# %% ../nbs/90_cli.ipynb #844fa337
+if __name__ == '__main__': main()

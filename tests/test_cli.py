@@ -1,0 +1,180 @@
+"The command line as a user meets it: real processes, exit codes, sentences, interruptions."
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sdalab.journal.reader import Run, runs
+
+QUICK = ["--set", "model.depth=1", "--set", "rows=2"]
+
+
+def start(folder, *words):
+    "The command in a process of its own."
+    environment = {**os.environ, "COLUMNS": "160"}
+    return subprocess.Popen([sys.executable, "-m", "sdalab.cli", *words], cwd=folder, env=environment, text=True,
+                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def sdalab(folder, *words):
+    "Exit code, standard output, standard error."
+    process = start(folder, *words)
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+def wait_for_step(folder, name, step, timeout=90):
+    "Until the run's journal shows `step`."
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if (folder / "runs" / name / "journal.db").exists() and Run(folder / "runs" / name).rows_since(0, ["loss"])[0].step.max() >= step:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{name} did not reach step {step} in {timeout} s")
+
+
+def test_help_teaches(tmp_path):
+    code, out, _ = sdalab(tmp_path, "train", "--help")
+    assert code == 0 and "sweep.learning_rate" in out and "--dry-run" in out and "Exit codes" in out
+
+
+def test_train_list_show_export_delete(tmp_path):
+    code, out, err = sdalab(tmp_path, "train", *QUICK, "--steps", "8", "--name", "a", "--set", "sweep.learning_rate=[1e-3,1e-2]")
+    assert code == 0, err
+    assert "a: finished" in out and "sdalab runs show a" in out
+    assert Run(tmp_path / "runs" / "a").signals(["loss"]).loss.shape == (2, 8)
+    assert "finished" in sdalab(tmp_path, "runs", "list")[1]
+    assert "0.01" in sdalab(tmp_path, "runs", "show", "a")[1]
+    assert sdalab(tmp_path, "runs", "export", "a")[0] == 0 and (tmp_path / "a.parquet").stat().st_size > 0
+    assert sdalab(tmp_path, "runs", "export", "a")[0] == 2, "nothing is overwritten unless asked"
+    assert sdalab(tmp_path, "runs", "export")[0] == 0 and (tmp_path / "runs" / "log_db.parquet").exists()
+    assert sdalab(tmp_path, "runs", "delete", "a")[0] == 1, "no answer is not a yes"
+    assert sdalab(tmp_path, "runs", "delete", "a", "--yes")[0] == 0 and not (tmp_path / "runs" / "a").exists()
+
+
+def test_dry_run_trains_nothing(tmp_path):
+    code, out, _ = sdalab(tmp_path, "train", *QUICK, "--dry-run")
+    assert code == 0 and all(words in out for words in ("parameters a lane", "tokens in all", "memory", "estimated time"))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["nowhere.yaml"], "neither a readable file nor a preset"),
+    (["--set", "optimizer.learning_rte=1"], "did you mean 'learning_rate'?"),
+    (["--set", "rows=0"], "rows = 0: should be greater than or equal to 1"),
+    (["--set", "rows=two"], "rows = 'two'"),
+    (["--set", "corpus.path=/no/such/file.txt"], "path = '/no/such/file.txt': cannot be read"),
+    (["--set", "corpus.path=short.txt"], "context = 64: the text has 5 tokens"),
+    (["--set", "corpus.path=binary.txt"], "not UTF-8 text"),
+    (["--set", "model.vocabulary=7"], "model.vocabulary = 7: the corpus has"),
+    (["--set", "device=cuda:99"], "device = 'cuda:99'"),
+    (["--name", "../up"], "name = '../up'"),
+    (["bad.yaml"], "not valid YAML"),
+])
+def test_bad_input_is_one_sentence_before_any_work(tmp_path, words, sentence):
+    (tmp_path / "short.txt").write_text("short")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\x81" * 400)
+    (tmp_path / "bad.yaml").write_text("steps: [1")
+    code, out, err = sdalab(tmp_path, "train", *words)
+    assert code == 2 and sentence in err and "Traceback" not in err and len(err.strip().splitlines()) == 1, err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_data_set_that_cannot_be_reached(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, _, err = sdalab(tmp_path, "train", "--set", "corpus.dataset=nobody/nothing-at-all")
+    assert code == 2 and "dataset = 'nobody/nothing-at-all': could not be loaded" in err and "Traceback" not in err
+
+
+def test_a_name_is_taken_and_a_run_in_use(tmp_path):
+    process = start(tmp_path, "train", *QUICK, "--steps", "100000", "--name", "busy")
+    wait_for_step(tmp_path, "busy", 2)
+    code, _, err = sdalab(tmp_path, "train", *QUICK, "--name", "busy")
+    assert code == 3 and "a live process is training it" in err
+    assert sdalab(tmp_path, "runs", "delete", "busy", "--yes")[0] == 3
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in out and "to go on" in out and "Traceback" not in err
+    assert Run(tmp_path / "runs" / "busy").status() == "interrupted"
+    code, _, err = sdalab(tmp_path, "train", *QUICK, "--name", "busy")
+    assert code == 2 and "sdalab runs delete busy" in err
+
+
+def test_kill_leaves_a_journal_that_opens(tmp_path):
+    process = start(tmp_path, "train", *QUICK, "--steps", "100000", "--name", "killed")
+    wait_for_step(tmp_path, "killed", 20)
+    process.kill()
+    process.communicate()
+    run = Run(tmp_path / "runs" / "killed")
+    losses = run.signals(["loss"]).loss
+    assert run.status() == "killed" and losses.shape[1] > 20 and bool(losses.notnull().all())
+    with sqlite3.connect(tmp_path / "runs" / "killed" / "journal.db") as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    code, _, err = sdalab(tmp_path, "train", *QUICK, "--name", "killed")
+    assert code == 2 and "killed" in err
+
+
+def test_every_lane_diverged(tmp_path):
+    code, out, _ = sdalab(tmp_path, "train", *QUICK, "--steps", "50", "--name", "hot", "--set", "optimizer={name: sgd, learning_rate: 1e30}")
+    assert code == 4 and "diverged" in out
+    events = Run(tmp_path / "runs" / "hot").events()
+    assert "frozen" in set(events.kind)
+
+
+def test_commands_from_another_process(tmp_path):
+    process = start(tmp_path, "train", *QUICK, "--steps", "100000", "--name", "steered")
+    wait_for_step(tmp_path, "steered", 5)
+    run = Run(tmp_path / "runs" / "steered")
+
+    def answered(command):
+        end = time.monotonic() + 30
+        while run.command(command)["status"] == "pending" and time.monotonic() < end:
+            time.sleep(0.05)
+        return run.command(command)
+    assert answered(run.send("pause"))["status"] == "done"
+    time.sleep(0.6)
+    assert run.status() == "paused"
+    held = run.rows_since(0, ["loss"])[0].step.max()
+    time.sleep(0.8)
+    assert run.rows_since(0, ["loss"])[0].step.max() == held
+    assert answered(run.send("decide", {"learning_rate_scale": -2}))["status"] == "refused"
+    assert answered(run.send("decide", {"learning_rate_scale": 0.5}))["status"] == "done"
+    assert answered(run.send("resume"))["status"] == "done"
+    wait_for_step(tmp_path, "steered", held + 3)
+    assert answered(run.send("stop"))["status"] == "done"
+    process.communicate(timeout=60)
+    assert process.returncode == 130 and len(run.nodes()) == 2
+    assert run.command(run.send("pause"))["status"] == "expired", "nobody is there to take it"
+
+
+def test_two_at_once_share_a_folder(tmp_path):
+    both = [start(tmp_path, "train", *QUICK, "--steps", "30", "--name", name) for name in ("one", "two")]
+    for process in both:
+        process.communicate(timeout=240)
+        assert process.returncode == 0
+    assert {run.name for run in runs(tmp_path / "runs")} == {"one", "two"}
+
+
+def test_the_module_engine_from_a_preset(tmp_path):
+    code, out, err = sdalab(tmp_path, "train", "gpt2-tiny", "--steps", "6", "--set", "rows=2", "--set", "module.context=32")
+    assert code == 0 and "gpt2-tiny: finished" in out, err
+
+
+def test_a_short_demo(tmp_path):
+    code, out, err = sdalab(tmp_path, "demo", "--seconds", "6")
+    assert code == 0, err
+    assert all(words in out for words in ("validation bits", "tokens per second", "picture:", "What to try next", "diverged"))
+    picture, = (tmp_path / "runs").glob("*/losses.png")
+    assert picture.stat().st_size > 20_000
+    code, _, err = sdalab(tmp_path, "demo", "--seconds", "0")
+    assert code == 2 and "seconds = 0" in err
+
+
+def test_console_script_is_installed():
+    script = Path(sys.executable).parent / "sdalab"
+    assert subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout.count("runs") >= 1
