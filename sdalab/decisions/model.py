@@ -7,14 +7,14 @@ Docs: https://sdalab.github.io/sdalab/decisions/model.html.md"""
 # %% auto #0
 __all__ = ['LossName', 'Decision', 'Information', 'PolicyClass', 'Policy', 'Stateless', 'Estimate', 'Objective']
 
-# %% ../../nbs/decisions/01_model.ipynb #e73ae7b5
+# %% ../../nbs/decisions/01_model.ipynb #576d4339
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, Mapping, Protocol, runtime_checkable
 import numpy as np
 from pydantic import Field
-from scipy import stats
+from scipy.special import stdtrit # Student's t quantile; scipy.stats takes a second to import
 from ..checked import BadInput, Checked
 
 # %% ../../nbs/decisions/01_model.ipynb #cede6d57
@@ -81,7 +81,7 @@ class Stateless:
         "Refuse a state that belongs to another policy."
         if state: raise BadInput(f"policy state = {sorted(state)}: {type(self).__name__} remembers nothing, so this state belongs to another policy")
 
-# %% ../../nbs/decisions/01_model.ipynb #a6ab7671
+# %% ../../nbs/decisions/01_model.ipynb #a6ba1048
 class Estimate(Checked):
     "A mean over seeds, with what it is worth."
     mean: float # over the seeds (or over their worst share)
@@ -108,5 +108,5 @@ class Objective(Checked):
         values = np.sort(np.asarray(values, dtype=float))[::1 if self.maximise else -1]
         worst = values[:math.ceil(self.worst_share * len(values))]
         if len(worst) < 2: raise BadInput(f"values: {len(worst)} seed counts, an interval needs at least 2")
-        half = stats.t.ppf((1 + confidence) / 2, len(worst) - 1) * worst.std(ddof=1) / math.sqrt(len(worst))
+        half = stdtrit(len(worst) - 1, (1 + confidence) / 2) * worst.std(ddof=1) / math.sqrt(len(worst))
         return Estimate(mean=worst.mean(), low=worst.mean() - half, high=worst.mean() + half, n=len(worst))
