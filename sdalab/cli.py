@@ -222,25 +222,27 @@ def delete_command(name: str, yes: Annotated[bool, typer.Option('--yes', help='D
     delete_run(run.run_dir)
     out.print(f'deleted {run.run_dir}', markup=False)
 
-# %% ../nbs/90_cli.ipynb #5590f552
+# %% ../nbs/90_cli.ipynb #a8bf89b0
 def picture(run: Run, lanes: pd.DataFrame, # from `summary`
             path: Path):
-    "Loss curves of every lane and their final losses over the learning rate, as a PNG."
+    "Loss curves of every lane and their final losses over the learning rate, as a PNG; what leaves the frame diverged."
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), width_ratios=(2, 1), layout='constrained')
-    signals, unigram = run.signals(['loss', 'validation_loss']), run.config['facts']['corpus']['unigram_loss']
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), width_ratios=(2, 1), sharey=True, layout='constrained')
+    losses, unigram = run.signals(['loss']).loss, run.config['facts']['corpus']['unigram_loss']
+    top, bottom = 1.1 * float(losses[0, 0]), 0.9 * float(lanes.train_loss.min())
     for i, (lane, color) in enumerate(zip(lanes.itertuples(), plt.cm.viridis([x / max(1, len(lanes) - 1) for x in range(len(lanes))]))):
-        loss = pd.Series(signals.loss[i].values).ewm(halflife=10).mean()
-        left.plot(signals.step, loss, color=color, lw=1.3, label=f'{lane.learning_rate:g}  {lane.label}')
-        right.scatter(lane.learning_rate, lane.validation_loss, color=color, marker={'learned': 'o', 'stuck': 's', 'diverged': 'X'}[lane.label], s=60, zorder=3)
-    for axis in (left, right): axis.axhline(unigram, color='grey', ls='--', lw=1); axis.grid(alpha=0.25)
-    left.set(xlabel='step', ylabel='training loss, nats per token (smoothed)', yscale='log', title=f'{len(lanes)} lanes of edge-95k on the same batches')
-    left.yaxis.set_major_formatter('{x:g}'); left.yaxis.set_minor_formatter('{x:g}')
+        left.plot(losses.step, pd.Series(losses[i].values).ewm(halflife=10).mean(), color=color, lw=1.3, label=f'{lane.learning_rate:g}  {lane.label}')
+        marker = {'learned': 'o', 'stuck': 's', 'diverged': 'X'}[lane.label]
+        right.scatter(lane.learning_rate, min(lane.validation_loss, 0.98 * top), color=color, marker=marker, s=60, zorder=3)
+    for axis in (left, right):
+        axis.axhline(unigram, color='grey', ls='--', lw=1)
+        axis.grid(alpha=0.25)
+    left.set(xlabel='step', ylabel='training loss, nats per token (smoothed)', ylim=(bottom, top), title=f'{len(lanes)} lanes of edge-95k on the same batches')
     left.legend(title='learning rate', fontsize=8, title_fontsize=8, loc='upper right')
-    right.set(xlabel='learning rate', ylabel='validation loss, nats per token', xscale='log', title='o learned   □ stuck   x diverged')
-    right.annotate('token frequencies only', (lanes.learning_rate.min(), unigram), textcoords='offset points', xytext=(0, 4), fontsize=8, color='grey')
+    left.annotate('token frequencies only', (0, unigram), textcoords='offset points', xytext=(0, -10), fontsize=8, color='grey')
+    right.set(xlabel='learning rate', ylabel='validation loss, nats per token', xscale='log', title='○ learned   □ stuck   × diverged')
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -262,7 +264,7 @@ class Page:
     def __exit__(self, *error):
         if self.process: self.process.terminate(); self.process.wait(timeout=10); self.log.close()
 
-# %% ../nbs/90_cli.ipynb #2e4fb76d
+# %% ../nbs/90_cli.ipynb #dc633d50
 @app.command('demo')
 def demo_command(
     seconds: Annotated[float, typer.Option(help='Training time.')] = 180.0,
@@ -287,10 +289,8 @@ def sized(config, seconds: float):
     "The configuration with as many steps as fit into the time, measured on a few."
     from sdalab.training.train import Trainer
     trainer = Trainer(config)
-    trainer.step()
-    started = time.perf_counter()
-    for _ in range(10): trainer.step()
-    step = (time.perf_counter() - started) / 10
+    times = sorted(trainer.step()['step_seconds'][0] for _ in range(25)) # the page is starting beside, so take the median
+    step = times[len(times) // 2]
     return config.replace(steps=max(20, int(0.9 * seconds / step)), evaluate_every=max(5, int(0.03 * seconds / step)))
 
 def show_result(run: Run, status: str):

@@ -1,0 +1,330 @@
+"The live page in a real browser, served by one process and fed by another."
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sdalab.journal.reader import Run
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "dashboards"))
+from run_tail import LIVE, Tail, debiased, find_runs, lane_labels, short_number, thin  # noqa: E402
+
+POLLING = 150  # ms; looking at every frame would keep the page from its work
+PATIENCE = 20.0  # seconds for what takes a second on an idle machine
+MARKUP = "<img src=x onerror=document.title='taken'>&amp;"
+
+
+def wait_until(true, what, seconds=PATIENCE):
+    "Waits for a condition outside the browser."
+    end = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        time.sleep(0.05)
+    return found
+
+
+@pytest.fixture(scope="module")
+def processes():
+    "Starts processes, and ends those that still run."
+    started = []
+
+    def start(*command, **options):
+        started.append(subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, **options))
+        return started[-1]
+    yield start
+    for process in started:
+        if process.poll() is None: process.send_signal(signal.SIGTERM)
+    for process in started: process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def train(processes):
+    "Starts a process that writes a run, and returns it with the run."
+    def start(run_dir, **options):
+        words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+        process = processes("tests/synthetic_run.py", run_dir, *words)
+        wait_until((run_dir / "journal.db").is_file, "the journal")
+        return process, Run(run_dir)
+    return start
+
+
+@pytest.fixture(scope="module")
+def serve(processes, tmp_path_factory):
+    "Serves the page for a folder of runs, as its documentation says, and returns its address."
+    def start(folder, address="127.0.0.1"):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        log = tmp_path_factory.mktemp("serve") / "log"
+        processes("-m", "panel", "serve", "dashboards/live.py", "--address", address, "--port", port, "--args", folder, stderr=log.open("w"))
+        wait_until(lambda: "app running" in log.read_text(), "the server", 60)
+        return f"http://localhost:{port}/live" if address == "0.0.0.0" else f"http://127.0.0.1:{port}/live"
+    return start
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def address(serve, runs):
+    "One server for the tests of this file; its folder begins empty."
+    return serve(runs)
+
+
+@pytest.fixture
+def browser(page):
+    "A page that lists in `troubles` every error and every request that leaves this machine."
+    page.troubles, page.frames_seen = [], []
+    page.on("pageerror", lambda error: page.troubles.append(str(error)))
+    page.on("console", lambda message: page.troubles.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda request: None if re.match(r"(https?://(127\.0\.0\.1|localhost)[:/]|data:|blob:)", request.url)
+            else page.troubles.append(request.url))
+    page.on("websocket", lambda ws: ws.on("framereceived", lambda frame: page.frames_seen.append(frame)))
+    page.set_default_timeout(PATIENCE * 1000)
+    yield page
+    assert page.troubles == []
+
+
+def card(page, what):
+    "The text of a headline number."
+    return page.locator(f".card:has(.what:text-is('{what}'))")
+
+
+def shows(page, what, pattern):
+    "Waits until a headline number matches."
+    page.wait_for_function("""([what, pattern]) => {
+        const all = (root) => [...root.querySelectorAll('*')].flatMap((e) => [e, ...(e.shadowRoot ? all(e.shadowRoot) : [])])
+        const found = all(document).find((e) => e.classList?.contains('card') && e.querySelector('.what')?.textContent === what)
+        return found && new RegExp(pattern).test(found.textContent.slice(what.length))
+    }""", arg=[what, pattern], polling=POLLING)
+
+
+def points(page, column="loss"):
+    "How many points the browser holds of each lane, and the last step."
+    return page.evaluate("""(column) => {
+        const sources = [...Bokeh.documents[0]._all_models.values()].filter((m) => m.type === 'ColumnDataSource' && m.data[column] && m.data.smooth)
+        return sources.map((s) => [s.data.step.length, s.data.step[s.data.step.length - 1]])
+    }""", column)
+
+
+def press(page, name): page.get_by_role("button", name=name, exact=True).click()
+
+
+def test_empty_then_a_run_appears(address, runs, browser, train):
+    browser.goto(address)
+    assert "sdalab train" in browser.locator(".message code").last.inner_text()
+    assert str(runs) in browser.locator(".message").inner_text()
+    assert browser.get_by_role("button", name="Pause").is_disabled()
+    process, run = train(runs / "first", steps=120, rate=200, lanes=3)
+    shows(browser, "status", "finished")
+    shows(browser, "step", "120.*of 120")
+    assert process.wait(PATIENCE) == 0
+    assert browser.get_by_role("button", name="Stop").is_disabled()  # there is nobody to obey
+    assert "run=first" in browser.url
+    validation = run.signals(["validation_loss"])["validation_loss"].min().item()
+    assert f"{validation:.3f} nats" in card(browser, "best validation loss").inner_text()
+    assert f"{validation / np.log(2):.3f} bits/char" in card(browser, "best validation loss").inner_text()
+
+
+def test_points_stream_in_and_the_run_obeys(address, runs, browser, train):
+    process, run = train(runs / "obeys", at_once=300, rate=40, steps=100_000)
+    browser.goto(f"{address}?run=obeys")
+    shows(browser, "status", "running")
+    before = points(browser)
+    assert len(before) == 8
+    browser.wait_for_function("""(last) => [...Bokeh.documents[0]._all_models.values()].some((m) => m.data?.smooth && m.data.step.at(-1) > last + 40)""",
+                              arg=max(step for _, step in before), polling=POLLING)
+    after = points(browser)
+    assert all(now > then for (_, then), (_, now) in list(zip(before, after))[:7])
+    assert after[7] == before[7] and "1 frozen" in card(browser, "lanes").inner_text()  # the lane that was too hot
+    assert "frozen at step" in browser.locator("tbody tr").nth(7).inner_text()
+    assert browser.locator("tbody tr").count() == 8
+
+    press(browser, "Pause")
+    shows(browser, "status", "paused")
+    wait_until(lambda: run.status() == "paused", "the writer pauses")
+    browser.get_by_text("acknowledged").first.wait_for()
+    still = run.rows_since(0, ["loss"])[1]
+    time.sleep(0.6)
+    assert run.rows_since(0, ["loss"])[1] == still
+    assert browser.get_by_role("button", name="Pause", exact=True).is_disabled()
+
+    press(browser, "Resume")
+    shows(browser, "status", "running")
+    wait_until(lambda: run.rows_since(still, ["loss"])[1] > still, "the writer goes on")
+
+    press(browser, "Stop")
+    press(browser, "Keep training")
+    browser.get_by_role("dialog").wait_for(state="hidden")
+    assert run.status() == "running"
+    press(browser, "Stop")
+    press(browser, "Stop the run")
+    shows(browser, "status", "interrupted")
+    assert process.wait(PATIENCE) == 0
+    assert list(run.commands()["kind"]) == ["pause", "resume", "stop"] and set(run.commands()["status"]) == {"done"}
+
+
+def test_one_step_is_a_small_message(address, runs, browser, train):
+    train(runs / "small", at_once=3000, rate=4, steps=100_000)
+    browser.goto(f"{address}?run=small")
+    shows(browser, "step", "3,0")
+    assert all(count <= 2000 for count, _ in points(browser))  # thinned
+    browser.wait_for_timeout(1500)
+    first, sent = max(step for _, step in points(browser)), len(browser.frames_seen)
+    browser.wait_for_function("""(first) => [...Bokeh.documents[0]._all_models.values()].some((m) => m.data?.smooth && m.data.step.at(-1) >= first + 6)""", arg=first, polling=POLLING)
+    steps = max(step for _, step in points(browser)) - first
+    size = sum(len(frame) for frame in browser.frames_seen[sent:])
+    assert steps >= 6 and size / steps < 20_000, f"{size / steps:.0f} bytes a step"
+
+
+def test_log_axis_smoothing_zoom_and_hiding(address, runs, browser):
+    browser.goto(f"{address}?run=small")
+    shows(browser, "status", "running")
+    titles = lambda: browser.evaluate("""() => [...Bokeh.documents[0]._all_models.values()].filter((m) => m.type === 'Figure').map((f) => f.title.text)""")
+    assert titles()[0] == "Training loss, nats per token"
+    browser.get_by_label("Log loss").click()
+    browser.wait_for_function("""() => [...Bokeh.documents[0]._all_models.values()].some((m) => m.type === 'Figure' && m.title.text === 'Training loss, nats per token (log)')""", polling=POLLING)
+    plot = browser.locator(".bk-Figure").nth(2).bounding_box()
+    middle = plot["y"] + plot["height"] / 2
+    browser.mouse.move(plot["x"] + plot["width"] / 2, middle)
+    browser.get_by_text(re.compile("at step 1,")).first.wait_for()  # read under the pointer
+    browser.mouse.move(plot["x"] + 0.45 * plot["width"], middle)
+    browser.mouse.down()
+    browser.mouse.move(plot["x"] + 0.55 * plot["width"], middle, steps=4)
+    browser.mouse.up()
+    browser.wait_for_function("""() => [...Bokeh.documents[0]._all_models.values()].filter((m) => m.data?.smooth && m.data.step.length).every((m) => m.data.step.at(-1) < 2500)""", polling=POLLING)
+    zoomed = points(browser)
+    steps = browser.evaluate("""() => [...[...Bokeh.documents[0]._all_models.values()].find((m) => m.data?.smooth).data.step]""")
+    assert 100 < zoomed[0][0] < 1000 and set(np.diff(steps)) == {1.0}  # every step of the window, none thinned away
+    legend = browser.locator(".bk-btn-group button")
+    assert legend.count() == 8 and legend.first.inner_text().startswith("lr 1e-4")
+    legend.first.click()
+    browser.wait_for_function("""() => [...Bokeh.documents[0]._all_models.values()].filter((m) => m.type === 'GlyphRenderer' && !m.visible).length >= 5""", polling=POLLING)
+
+
+def test_dark_mode_reaches_the_charts(address, browser):
+    browser.goto(f"{address}?run=first")
+    shows(browser, "status", "finished")
+    fill = lambda: browser.evaluate("""() => [...Bokeh.documents[0]._all_models.values()].find((m) => m.type === 'Figure').background_fill_color""")
+    ink = lambda: browser.locator(".card .value").first.evaluate("e => getComputedStyle(e).color")
+    light = fill(), ink()
+    browser.get_by_role("button", name=re.compile("theme|dark|mode", re.I)).first.click()
+    browser.wait_for_function("""(light) => [...Bokeh.documents[0]._all_models.values()].find((m) => m.type === 'Figure').background_fill_color !== light""", arg=light[0], polling=POLLING)
+    assert light[0].lower() in ("#fff", "#ffffff") and fill().lower() == "#121212"
+    assert brightness(light[1]) < 80 and brightness(ink()) > 200
+
+
+def brightness(colour): return np.mean([float(part) for part in re.findall(r"[\d.]+", colour)[:3]])
+
+
+def test_names_are_text_and_unknown_runs_are_named(address, runs, browser, train):
+    train(runs / MARKUP, steps=60, rate=500, lanes=2)[0].wait(PATIENCE)
+    browser.goto(f"{address}?run=%3Cimg%20src%3Dx%20onerror%3Ddocument.title%3D%27gone%27%3E")
+    assert "<img src=x onerror=document.title='gone'>" in browser.locator(".message code").first.inner_text()
+    browser.get_by_role("combobox", name="Run").click()
+    browser.get_by_role("option", name=MARKUP).click()
+    shows(browser, "status", "finished")
+    assert MARKUP in browser.get_by_role("combobox", name="Run").inner_text()
+    assert browser.title() == "sdalab live" and browser.locator("img[src=x]").count() == 0
+    browser.goto(f"{address}?run=..%2Fobeys")
+    assert "no run named" in browser.locator(".message").inner_text()
+
+
+def test_a_journal_that_disappears_and_comes_back(address, runs, browser, train):
+    train(runs / "lost", steps=60, rate=500, lanes=2)[0].wait(PATIENCE)
+    browser.goto(f"{address}?run=lost")
+    shows(browser, "step", "60")
+    (runs / "lost").rename(runs.parent / "elsewhere")
+    browser.get_by_text("cannot be read just now").wait_for()
+    train(runs / "lost", steps=90, rate=500, lanes=4)  # another run of the same name
+    shows(browser, "step", "90")
+    browser.get_by_text("cannot be read just now").wait_for(state="hidden")
+    assert len(points(browser)) == 4
+
+
+def test_phone_width(address, browser):
+    browser.set_viewport_size({"width": 390, "height": 844})
+    browser.goto(f"{address}?run=first")
+    shows(browser, "status", "finished")
+    boxes = [figure.bounding_box() for figure in browser.locator(".bk-Figure").all()]
+    assert len(boxes) == 4 and all(box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["width"] > 300 for box in boxes)
+
+
+def test_buttons_need_a_password_where_others_can_reach_the_page(serve, runs, browser, train):
+    run = train(runs / "exposed", rate=20, steps=100_000)[1]
+    browser.goto(serve(runs, "0.0.0.0") + "?run=exposed")
+    shows(browser, "status", "running")
+    assert "--address 127.0.0.1" in browser.get_by_role("alert").first.inner_text()
+    assert all(browser.get_by_role("button", name=name, exact=True).is_disabled() for name in ("Pause", "Resume", "Stop"))
+    assert len(run.commands()) == 0
+
+
+def test_tail_survives_rewinds_and_continues_lanes(tmp_path):
+    from sdalab.journal.writer import Journal
+    with Journal.create(tmp_path / "r", dict(steps=9), {}) as journal:
+        root, tail = journal.node(0, settings={"seed": 1}), Tail(tmp_path / "r", "r")
+        for step in range(5): journal.steps(step, [root], dict(loss=[float(step)]))
+        journal.flush()
+        tail.look()
+        before = tail.now
+        journal.close_node(root, 4)
+        child, branch = (journal.node(lane, parent=root, first_step=5, settings={"seed": 1}) for lane in (0, 1))
+        journal.steps(5, [child, branch], dict(loss=[5.0, float("nan")], learning_rate=[None, 0.1], learning_rate_mlp=[0.3, 0.2]))
+        journal.flush()
+        tail.look()
+        assert list(before.series[0].loss) == [0, 1, 2, 3, 4]  # a moment never changes
+        one, other = tail.now.series
+        assert list(one.step) == [0, 1, 2, 3, 4, 5] and list(other.step) == [5] and np.isnan(other.loss[0])
+        assert one.learning_rate[-1] == 0.3 and other.learning_rate[-1] == 0.1
+        journal.rewind([child], 5)
+        journal.steps(5, [child], dict(loss=[7.0]))
+        journal.flush()
+        tail.look()
+        assert list(tail.now.series[0].loss) == [0, 1, 2, 3, 4, 7] and tail.now.generation > before.generation
+        assert tail.now.live and tail.now.status in LIVE
+    tail.look()
+    assert tail.now.status == "finished"
+    (tmp_path / "r/journal.db").write_text("no database")
+    tail.look()
+    assert "journal" in tail.now.problem and len(tail.now.series) == 2
+    assert find_runs(tmp_path, {})[1]
+
+
+def test_debiased_average():
+    values = np.random.default_rng(0).normal(size=200)
+    values[17] = np.nan
+    whole, _ = debiased(values, 0.9)
+    head, state = debiased(values[:50], 0.9)
+    tail, _ = debiased(values[50:], 0.9, state)
+    assert np.allclose(whole, np.concatenate([head, tail]), equal_nan=True) and np.isnan(whole[17])
+    weights = 0.9 ** np.arange(17)[::-1]
+    assert np.isclose(whole[16], (weights * values[:17]).sum() / weights.sum())
+    assert np.allclose(debiased(np.full(9, 3.0), 0.99)[0], 3.0) and np.allclose(debiased(values[:9], 0.0)[0], values[:9])
+
+
+def test_thinning_keeps_what_one_would_see():
+    rng = np.random.default_rng(0)
+    loss, norm = rng.normal(size=100_003), rng.normal(size=100_003)
+    loss[70_001], loss[30_003], norm[50_005], loss[99] = 50, -50, 50, np.nan
+    kept = thin(loss, norm, 1000)
+    assert len(kept) <= 1000 + 4 and {70_001, 30_003, 50_005, 100_002} <= set(kept.tolist()) and (np.diff(kept) > 0).all()
+    assert list(thin(loss[:7], norm[:7], 1000)) == list(range(7))
+    assert (np.diff(thin(np.zeros(5000), np.zeros(5000), 1000)) <= 20).all()
+
+
+def test_labels_say_what_differs():
+    lane = lambda number, **settings: type("Lane", (), dict(lane=number, settings=settings))
+    rates = [lane(i, learning_rate=rate, seed=0) for i, rate in enumerate((1e-3, 0.012, 0.3))]
+    assert lane_labels(rates) == ["lr 1e-3", "lr 1.2e-2", "lr 0.3"]
+    assert lane_labels([lane(0, seed=0)]) == ["lane 0"]
+    assert lane_labels([lane(0, seed=0), lane(1, seed=0)]) == ["lane 0", "lane 1"]
+    assert [short_number(v) for v in (0, 3e-4, 150, 1e6, -0.02)] == ["0", "3e-4", "150", "1e6", "-2e-2"]
