@@ -20,23 +20,24 @@ LANES = 8
 def journal_rows():
     "Writer and reader."
     with tempfile.TemporaryDirectory() as folder:
-        yield writer_row(Path(folder))
+        yield writer_row(Path(folder), rows=16, steps=12, target="<= 2")
+        yield writer_row(Path(folder), rows=1, steps=60, target="")
         yield reader_row(Path(folder))
 
 
-def writer_row(folder: Path, rounds: int = 12, steps: int = 60) -> Row:
+def writer_row(folder: Path, rows: int, steps: int, target: str, rounds: int = 12) -> Row:
     "Share of a step of 8 lanes of edge-95k that the journal takes, its own thread included: rounds with and without in turns."
-    config = load_config("edge-95k", ["sweep.seed=[0,1,2,3,4,5,6,7]", "rows=1"], steps=10**6, evaluate_every=10**6)
+    config = load_config("edge-95k", ["sweep.seed=[0,1,2,3,4,5,6,7]"], rows=rows, steps=10**6, evaluate_every=10**6)
     trainer, ratios, plain = Trainer(config), [], []
-    with Journal.create(folder / "cost", {}, {}) as journal:
+    timed(trainer.step, steps)
+    with Journal.create(folder / f"cost-{rows}", {}, {}) as journal:
         trainer.nodes = [journal.node(lane) for lane in range(LANES)]
         for _ in range(rounds):
             without = timed(trainer.step, steps)
             ratios.append(timed(lambda: trainer._journal_step(journal), steps) / without - 1)
             plain.append(without)
-    cost = 100 * statistics.median(ratios)
-    return Row("journal, share of a step (8 lanes, 1x64 tokens)", cost, "%", f"the same step without: {statistics.median(plain) / steps * 1e3:.2f} ms", None,
-               "one wide row a lane and step, SQLite in WAL mode", "<= 2")
+    return Row(f"journal, share of a step (8 lanes, {rows}x64 tokens)", 100 * statistics.median(ratios), "%",
+               f"the same step without: {statistics.median(plain) / steps * 1e3:.2f} ms", None, "one wide row a lane and step, SQLite in WAL mode", target)
 
 
 def timed(call, times: int) -> float:
