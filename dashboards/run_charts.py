@@ -111,17 +111,17 @@ class LaneFeed:
         self.thinned = self.sent
         self._fit_dots()
 
-    def stream(self, series, weight):
-        "Sends the rows that came since."
+    def stream(self, series, weight, window):
+        "Sends the rows that came since, as far as they lie in the window."
         fresh = slice(self.sent, len(series.step))
         if fresh.start == fresh.stop: return
         smooth, self.average = debiased(series.loss[fresh], weight, self.average)
         chosen = thin(series.loss[fresh], series.gradient_norm[fresh], BURST)
         data = dict(step=series.step[fresh], loss=series.loss[fresh], smooth=smooth,
                     gradient_norm=series.gradient_norm[fresh], learning_rate=series.learning_rate[fresh])
-        self.rows.stream({name: short(values[chosen]) for name, values in data.items()})
+        if window is None or data["step"][0] <= window[1]: self.rows.stream({name: short(values[chosen]) for name, values in data.items()})
         fresh = slice(self.validated, len(series.validation_step))
-        if fresh.start < fresh.stop:
+        if fresh.start < fresh.stop and (window is None or series.validation_step[fresh.start] <= window[1]):
             self.validation.stream(dict(step=short(series.validation_step[fresh]), validation_loss=short(series.validation_loss[fresh])))
         self.sent, self.validated = len(series.step), len(series.validation_step)
         self._fit_dots()
@@ -242,7 +242,7 @@ class Charts:
         wanted = moment.generation, weight, self.window
         for feed, series in zip(self.feeds, self._mine(moment)):
             if wanted != self.filled or feed.crowded: feed.refill(series, weight, self.window)
-            else: feed.stream(series, weight)
+            else: feed.stream(series, weight, self.window)
         self.filled = wanted
         self._mark_frozen(moment)
 

@@ -23,7 +23,7 @@ from .layers import Arena
 from .losses import LOSSES, token_loss
 from .optimizer import OptimizerConfig, clip_coefficient, group_rates, runs, update
 
-# %% ../../nbs/training/17_stacked.ipynb #32262778
+# %% ../../nbs/training/17_stacked.ipynb #1cca28aa
 @dataclass
 class LaneState:
     "Where a set of lanes stands. Row `l` of everything is lane `l`."
@@ -37,7 +37,7 @@ class LaneState:
     frozen_at: Tensor # [L] int64, -1: alive
     step: int = 0
     observed: Observation | None = None
-    bound: tuple = field(default=(None, ()), repr=False) # the engine that has cut this state into tiles, and the tiles
+    bound: tuple = field(default=(None, 0, ()), repr=False, compare=False) # the engine that has cut this state into tiles, their size, and the tiles
 
     def tensors(self) -> dict[str, Tensor]:
         "All tensors that make up the state, by name."
@@ -166,7 +166,7 @@ class StackedEngine:
             torch.zeros(len(p), device=self.device), rates(learning_rate, 'learning_rate'), rates(weight_decay, 'weight_decay'),
             torch.tensor(seeds), torch.full((len(p),), -1))
 
-# %% ../../nbs/training/17_stacked.ipynb #3228a69d
+# %% ../../nbs/training/17_stacked.ipynb #c1b0fd10
 @patch
 def _micro_rows(self: StackedEngine, batch: Batch) -> int:
     "A function of the batch's shape alone: the order of additions must not depend on the lanes."
@@ -178,11 +178,11 @@ def _tiles(self: StackedEngine, state: LaneState, batch: Batch) -> list[Tile]:
     "The state cut into tiles: small enough for the cache, enough of them for every thread."
     lanes, tokens = len(state.parameters), self._micro_rows(batch) * batch.inputs.shape[1]
     size = max(1, min(self.TILE_TOKENS // tokens, -(-lanes // self.threads))) if self.device.type == 'cpu' else lanes
-    if state.bound[0] != (id(self), size):
+    if state.bound[0] is not self or state.bound[1] != size:
         cuts = [slice(a, min(a + size, lanes)) for a in range(0, lanes, size)]
         while len(self._arenas) < len(cuts): self._arenas.append(Arena(self.dtype, self.device))
-        state.bound = (id(self), size), [Tile(self.decoder, self.optimizer, arena, state, cut) for arena, cut in zip(self._arenas, cuts)]
-    return state.bound[1]
+        state.bound = self, size, [Tile(self.decoder, self.optimizer, arena, state, cut) for arena, cut in zip(self._arenas, cuts)]
+    return state.bound[2]
 
 @patch
 def _map(self: StackedEngine, work, tiles) -> list:
