@@ -26,18 +26,18 @@ def nearest(word: str, # what was typed
     close = difflib.get_close_matches(str(word), known, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 
-# %% ../nbs/00_checked.ipynb #24b98ed1
+# %% ../nbs/00_checked.ipynb #9502002d
 def _problem(error: dict, record: type) -> str:
     where = '.'.join(str(part) for part in error['loc'])
     inner = error.get('ctx', {}).get('error')
-    if isinstance(inner, BadInput): return f"{where}.{inner}"
+    if isinstance(inner, BadInput): return f"{where}.{inner}" if where else str(inner)
     if error['type'] == 'extra_forbidden':
         return f"{where} is not a field of {record.__name__}: {nearest(where, record.model_fields)}"
     if error['type'] == 'missing': return f"{where} is missing in {record.__name__}: give it a value"
     why = error['msg'].removeprefix('Value error, ').removeprefix('Input ')
     return f"{where} = {error['input']!r}: {why}" if where else why
 
-# %% ../nbs/00_checked.ipynb #c49803a5
+# %% ../nbs/00_checked.ipynb #869f6efa
 class Checked(BaseModel):
     "A frozen record whose every field is validated; bad input raises `BadInput` with one sentence a problem."
     model_config = ConfigDict(frozen=True, extra='forbid', strict=True, allow_inf_nan=False)
@@ -49,8 +49,8 @@ class Checked(BaseModel):
 
     def replace(self, **changes, # fields to change
                ) -> 'Checked': # a new, validated record
-        "A copy with some fields changed."
-        return type(self)(**{**dict(self), **changes})
+        "A copy with some fields changed; what was left to its default still is."
+        return type(self)(**{**{name: getattr(self, name) for name in self.model_fields_set}, **changes})
 
 # %% ../nbs/00_checked.ipynb #8edd1144
 def data_file(name: str, # path below `data/`, such as "journal_schema_v1.yaml"

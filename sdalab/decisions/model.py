@@ -17,7 +17,7 @@ from pydantic import Field
 from scipy.special import stdtrit # Student's t quantile; scipy.stats takes a second to import
 from ..checked import BadInput, Checked
 
-# %% ../../nbs/decisions/01_model.ipynb #cede6d57
+# %% ../../nbs/decisions/01_model.ipynb #54691847
 LossName = Literal['cross_entropy', 'label_smoothing', 'z_loss']
 
 class Decision(Checked):
@@ -26,9 +26,9 @@ class Decision(Checked):
     weight_decay_scale: float = Field(1.0, ge=0, description='factor on every decoupled weight decay')
     clip_norm: float | None = Field(None, gt=0, description='clip the global gradient norm here; none: as configured')
     momentum_reset: bool = Field(False, description='forget the moments and restart their bias correction before the step')
-    data_order: Literal['sequential', 'shuffle_block'] = Field('sequential', description='order of the coming batches')
+    data_order: Literal['sequential', 'shuffle_block'] | None = Field(None, description='order of the coming batches, the same for all lanes; none: as it is')
     skip: bool = Field(False, description='look at the batch, but do not update')
-    loss: LossName | None = Field(None, description='loss variant; none: as configured')
+    loss: LossName | None = Field(None, description='loss variant; none: cross-entropy')
     regularisation: float = Field(0.0, ge=0, description='strength s of an added penalty s/2 |theta|^2')
 
     def compose(self, later: 'Decision', # made with this one already in force
@@ -40,7 +40,7 @@ class Decision(Checked):
             weight_decay_scale=self.weight_decay_scale * later.weight_decay_scale,
             clip_norm=min(clips, default=None),
             momentum_reset=self.momentum_reset or later.momentum_reset,
-            data_order=later.data_order if later.data_order != 'sequential' else self.data_order,
+            data_order=later.data_order or self.data_order,
             skip=self.skip or later.skip,
             loss=later.loss or self.loss,
             regularisation=self.regularisation + later.regularisation)
@@ -81,7 +81,7 @@ class Stateless:
         "Refuse a state that belongs to another policy."
         if state: raise BadInput(f"policy state = {sorted(state)}: {type(self).__name__} remembers nothing, so this state belongs to another policy")
 
-# %% ../../nbs/decisions/01_model.ipynb #a6ba1048
+# %% ../../nbs/decisions/01_model.ipynb #602d516d
 class Estimate(Checked):
     "A mean over seeds, with what it is worth."
     mean: float # over the seeds (or over their worst share)
@@ -104,7 +104,7 @@ class Objective(Checked):
     def estimate(self, values, # [seeds], one value a run
                  confidence: float = 0.95, # of the interval
                 ) -> Estimate: # Student's t interval over the seeds that count
-        "Mean over the worst share of the seeds, with a t interval. Raises `BadInput` where fewer than two seeds count."
+        "Mean over the worst share of the seeds, with a t interval (too narrow for a share below 1). Raises `BadInput` where fewer than two seeds count."
         values = np.sort(np.asarray(values, dtype=float))[::1 if self.maximise else -1]
         worst = values[:math.ceil(self.worst_share * len(values))]
         if len(worst) < 2: raise BadInput(f"values: {len(worst)} seed counts, an interval needs at least 2")

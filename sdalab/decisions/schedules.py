@@ -7,11 +7,11 @@ Docs: https://sdalab.github.io/sdalab/decisions/schedules.html.md"""
 # %% auto #0
 __all__ = ['SCHEDULES', 'Schedule', 'Constant', 'warmup', 'WarmupCosine', 'WarmupStableDecay', 'StepDecay']
 
-# %% ../../nbs/decisions/02_schedules.ipynb #2b73d060
+# %% ../../nbs/decisions/02_schedules.ipynb #ee0772b9
 import math
 from abc import abstractmethod
 from typing import ClassVar, Literal
-from pydantic import Field, model_validator
+from pydantic import Field
 from ..checked import Checked
 from .model import Decision, Information, PolicyClass, Stateless
 

@@ -7,10 +7,10 @@ Docs: https://sdalab.github.io/sdalab/decisions/simulate.html.md"""
 # %% auto #0
 __all__ = ['Model', 'simulate']
 
-# %% ../../nbs/decisions/03_simulate.ipynb #90134a6d
+# %% ../../nbs/decisions/03_simulate.ipynb #28031f4b
 from typing import Any, Protocol
 from copy import deepcopy
-import numpy as np, xarray as xr
+import xarray as xr
 from ..checked import BadInput
 from .model import Information, Policy
 

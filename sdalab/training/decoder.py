@@ -18,16 +18,16 @@ from ..checked import Checked
 from .corpus import philox
 from .layers import (Arena, Attention, Embedding, JoinHeads, Linear, Norm, ReLU, Smooth, SplitHeads, Var, causal_mask)
 
-# %% ../../nbs/training/12_decoder.ipynb #e544937e
+# %% ../../nbs/training/12_decoder.ipynb #ca117936
 class DecoderConfig(Checked):
     "The shape of a decoder. The defaults are `edge-95k`."
     vocabulary: int = Field(101, ge=2, description='tokens')
-    context: int = Field(64, ge=1, description='tokens in a window')
-    width: int = Field(64, ge=1, description='of the residual stream')
-    inner_width: int = Field(96, ge=1, description='of queries, keys and values, all heads together')
+    context: int = Field(64, ge=2, description='tokens in a window')
+    width: int = Field(64, ge=2, description='of the residual stream')
+    inner_width: int = Field(96, ge=2, description='of queries, keys and values, all heads together')
     heads: int = Field(2, ge=1, description='attention heads')
     depth: int = Field(2, ge=1, description='blocks')
-    hidden_width: int = Field(128, ge=1, description='of the feed-forward layer')
+    hidden_width: int = Field(128, ge=2, description='of the feed-forward layer')
     positions: Literal['sinusoidal', 'learned'] = 'sinusoidal'
     norm: Literal['layernorm', 'rmsnorm'] = 'layernorm'
     norm_eps: float = Field(1e-6, gt=0, description='added to the mean square')
@@ -40,8 +40,9 @@ class DecoderConfig(Checked):
     initial_scale: float = Field(1.0, gt=0, description='factor on the standard deviation of the initial weights')
 
     def model_post_init(self, context):
-        "The heads share the inner width evenly, and sinusoids come in pairs."
+        "The heads share the inner width evenly, at least 2 each (a product over one element takes another path, which is not bit-invariant), and sinusoids come in pairs."
         if self.inner_width % self.heads: raise ValueError(f"inner_width = {self.inner_width}: {self.heads} heads do not divide it")
+        if self.inner_width == self.heads: raise ValueError(f"heads = {self.heads}: a head needs at least 2 of the inner width {self.inner_width}")
         if self.positions == 'sinusoidal' and self.width % 2: raise ValueError(f"width = {self.width}: sinusoidal positions need an even width")
 
 # %% ../../nbs/training/12_decoder.ipynb #65379099
@@ -95,7 +96,7 @@ class Layout:
         "The parameters inside `rows`, by name."
         return {p.name: rows[:, self.offsets[p.name]:][:, :math.prod(p.shape)].unflatten(1, p.shape) for p in self.parameters}
 
-# %% ../../nbs/training/12_decoder.ipynb #eb998cb9
+# %% ../../nbs/training/12_decoder.ipynb #ce22222f
 import zlib
 
 def initial_row(layout: Layout, seed: int, # of the lane
@@ -104,7 +105,7 @@ def initial_row(layout: Layout, seed: int, # of the lane
     row = np.zeros(layout.size)
     for p in layout.parameters:
         n, at = math.prod(p.shape), layout.offsets[p.name]
-        draw = philox(seed, zlib.crc32(p.name.encode())).standard_normal(n) if p.std else 0.0
+        draw = philox(seed, zlib.crc32(p.name.encode()), 'weights').standard_normal(n) if p.std else 0.0
         row[at:at + n] = p.mean + p.std * draw
     return row
 
@@ -205,9 +206,9 @@ def _heads(self: BoundDecoder, name: str, parts: int, gradient: str) -> Var:
     shape = parts, self.shape[0], self.rows, c.heads, self.context, c.inner_width // c.heads
     return Var(self.arena(name, *shape), self.arena(gradient, *shape))
 
-# %% ../../nbs/training/12_decoder.ipynb #e2a1d66e
+# %% ../../nbs/training/12_decoder.ipynb #39f9a01a
 class PassValues:
-    "Copies the values; backward it also clears the gradients that the norms of queries and keys then add to."
+    "Values are not normalised. Copies the values; backward it also clears the gradients that the norms of queries and keys then add to."
     def __init__(self, heads: Var, out: Var): self.heads, self.out = heads, out
     def forward(self): self.out.value[2].copy_(self.heads.value[2])
     def backward(self, add: bool): self.heads.gradient.zero_()[2].copy_(self.out.gradient[2])

@@ -7,10 +7,9 @@ Docs: https://sdalab.github.io/sdalab/training/engine.html.md"""
 # %% auto #0
 __all__ = ['Observation', 'State', 'Engine', 'take', 'fork', 'compact', 'spread']
 
-# %% ../../nbs/training/16_engine.ipynb #f81e5399
+# %% ../../nbs/training/16_engine.ipynb #2de1288e
 from dataclasses import dataclass
-from typing import Any, Protocol, Sequence
-import torch
+from typing import Protocol, Sequence
 from torch import Tensor
 from ..checked import BadInput
 from ..decisions.model import Decision
@@ -43,10 +42,10 @@ class Engine(Protocol):
     def step(self, state: State, decision: Decision | Sequence[Decision], batch: Batch) -> State: "One optimizer step of every lane, under one decision or one a lane."; ...
     def evaluate(self, state: State, batch: Batch) -> Tensor: "[L, B, T] cross-entropy of each token; changes nothing."; ...
 
-# %% ../../nbs/training/16_engine.ipynb #d24e8fb3
+# %% ../../nbs/training/16_engine.ipynb #c46a57da
 def take(state: State, lanes: int | Sequence[int], # which, in the order wanted
         ) -> State: # a copy
-    "Some lanes of a state. Raises `BadInput` for a lane that is not there."
+    "Some lanes of a state; what was observed is not copied. Raises `BadInput` for a lane that is not there."
     lanes = [lanes] if isinstance(lanes, int) else list(lanes)
     n = len(state.seeds)
     for lane in lanes:
