@@ -34,8 +34,16 @@ def main(names: list[str]):
     for row in rows:
         table.add_row(*shown(row))
     console.print(table)
-    Path("bench.json").write_text(json.dumps({"machine": machine(), "rows": [row.as_dict() for row in rows]}, indent=1) + "\n")
+    write(Path("bench.json"), [row.as_dict() for row in rows])
     console.print("wrote bench.json")
+
+
+def write(path: Path, rows: list[dict]):
+    "Write the rows; rows of suites that did not run this time stay, if they are of this machine."
+    kept = json.loads(path.read_text()) if path.exists() else {"machine": None, "rows": []}
+    fresh = {row["name"] for row in rows}
+    old = [row for row in kept["rows"] if row["name"] not in fresh] if kept["machine"] == machine() else []
+    path.write_text(json.dumps({"machine": machine(), "rows": old + rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

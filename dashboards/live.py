@@ -18,6 +18,7 @@ import panel as pn
 import panel_material_ui as pmui
 import numpy as np
 import psutil
+from panel.io.callbacks import PeriodicCallback
 
 from run_charts import CSS_DASHES, LANES, Charts, look_of
 from run_tail import LIVE, UNREADABLE, Watch, lane_labels, last_finite, short_setting
@@ -202,7 +203,8 @@ class LivePage:
 
     def start(self):
         "Begins to keep the page up to date, for as long as it is open."
-        pn.state.add_periodic_callback(self.tick, TICK)
+        # in the background: each busy indication would walk over every model of the page, four times the work of a tick
+        PeriodicCallback(callback=self.tick, period=TICK, background=True).start()
         self.tick()
 
     def tick(self):

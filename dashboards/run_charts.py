@@ -43,7 +43,7 @@ legend.setv({labels: legend.tags}, {sync: false})
 caption.setv({text: caption.tags[0]}, {sync: false})
 """
 HIDE = "for (const [i, lane] of renderers.entries()) for (const renderer of lane) renderer.visible = cb_obj.active.includes(i)"
-HINT = "Point at a chart to read every lane at a step; click a lane to hide it; drag across a chart to zoom."
+HINT = "All charts go by optimizer step. Point at a chart to read every lane at a step; click a lane to hide it; drag across a chart to zoom."
 
 TITLES = dict(smooth="Training loss, nats per token", validation_loss="Validation loss, nats per token",
               gradient_norm="Gradient norm before clipping", learning_rate="Learning rate")
@@ -197,8 +197,6 @@ class Charts:
         fig.toolbar.autohide, fig.toolbar.logo, fig.toolbar.active_drag = True, None, tools[0]
         fig.xaxis.formatter = NumeralTickFormatter(format="0,0")
         fig.xgrid.visible, fig.yaxis.ticker.desired_num_ticks = False, 5
-        fig.add_layout(Label(x=Node(target="frame", symbol="right", offset=-4), y=Node(target="frame", symbol="bottom", offset=-3), text="step",
-                             text_color=GREY, text_font_size="11px", text_align="right"))
         for index in range(len(self.keys)): self._draw(fig, index, column)
         if column == "smooth": fig.add_glyph(self.marks, Scatter(x="step", y="capped" if cap else "loss", marker="x", size=11, line_width=3, line_color="colour"))
         if loss: self._mark_unigram(fig)

@@ -6,12 +6,12 @@ Docs: https://sdalab.github.io/sdalab/cli.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'runs_app', 'out', 'err', 'ROOT', 'RootOption', 'SetOption', 'table', 'plan', 'duration', 'Shown',
-           'Interruptible', 'train_run', 'train_command', 'refuse_existing', 'finish', 'find_run', 'list_command',
-           'show_command', 'export_command', 'delete_command', 'picture', 'Page', 'demo_command', 'sized',
-           'show_result', 'main']
+           'Interruptible', 'train_run', 'train_command', 'check_root', 'refuse_existing', 'finish', 'find_run',
+           'list_command', 'show_command', 'export_command', 'delete_command', 'picture', 'Page', 'demo_command',
+           'sized', 'show_result', 'main']
 
-# %% ../nbs/90_cli.ipynb #5ab91200
-import math, shutil, signal, subprocess, sys, threading, time
+# %% ../nbs/90_cli.ipynb #cadb1794
+import math, os, shutil, signal, subprocess, sys, threading, time
 from pathlib import Path
 from typing import Annotated, Optional
 import pandas as pd, typer
@@ -71,30 +71,30 @@ def duration(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     return f'{hours} h {minutes:02} min' if hours else f'{minutes} min {seconds:02} s' if minutes else f'{seconds} s'
 
-# %% ../nbs/90_cli.ipynb #740d3cbf
+# %% ../nbs/90_cli.ipynb #489a3d55
 class Shown:
     "Progress on the terminal: rate, loss, time left. On anything but a terminal, a line now and then."
-    PLAIN_SECONDS = 10.0 # between lines
+    SECONDS, PLAIN_SECONDS = 0.2, 10.0 # between looks at a terminal, between lines elsewhere
     def __init__(self, config):
         self.bar = Progress(TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn('{task.fields[said]}'), console=err, disable=not err.is_terminal)
-        self.task, self.next_line = self.bar.add_task(config.name, total=config.steps, said=''), time.monotonic() + self.PLAIN_SECONDS
+        self.task, self.due = self.bar.add_task(config.name, total=config.steps, said=''), 0.0
 
     def __call__(self, trainer):
         "Called after every step."
-        step, config = trainer.state.step, trainer.config
-        if step % 10 and step < config.steps: return
+        step, config, now = trainer.state.step, trainer.config, time.monotonic()
+        if now < self.due and step < config.steps: return
+        self.due = now + (self.SECONDS if err.is_terminal else self.PLAIN_SECONDS)
         rate = step / trainer.seconds
         tokens = rate * config.rows * config.context * len(trainer.nodes)
         said = f'best loss {trainer.state.observed.loss.nan_to_num(math.inf).min():.3f}, {tokens:,.0f} tokens/s'
         self.bar.update(self.task, completed=step, said=said)
-        if not err.is_terminal and time.monotonic() > self.next_line:
-            self.next_line = time.monotonic() + self.PLAIN_SECONDS
+        if not err.is_terminal:
             err.print(f'{config.name}: step {step} of {config.steps}, {said}, {duration((config.steps - step) / rate)} left', highlight=False)
 
     def __enter__(self): self.bar.__enter__(); return self
     def __exit__(self, *error): self.bar.__exit__(*error)
 
-# %% ../nbs/90_cli.ipynb #a5589f4d
+# %% ../nbs/90_cli.ipynb #29da530a
 class Interruptible:
     "While this is entered, the first Ctrl-C (or SIGTERM) sets `asked` instead of raising."
     def __enter__(self):
@@ -103,22 +103,24 @@ class Interruptible:
         return self
     def _ask(self, number, frame):
         self.asked = True
-        err.print('\nfinishing this step ...')
         signal.signal(number, self.before[number])
     def __exit__(self, *error):
         for number, handler in self.before.items(): signal.signal(number, handler)
 
-# %% ../nbs/90_cli.ipynb #9cfdb9f8
+# %% ../nbs/90_cli.ipynb #55df1653
 def train_run(config, root: Path, # folder that holds the runs
               seconds: float | None = None, # stop after so long
-             ) -> str: # 'finished' or 'interrupted'
+             ) -> str: # 'finished', 'interrupted' by somebody, or 'out of time'
     "Train with progress on the terminal; Ctrl-C ends after the step under way."
     from sdalab.training.train import train
+    started = time.monotonic()
     with Interruptible() as interrupt, Shown(config) as shown:
         def report(trainer):
             shown(trainer)
             return interrupt.asked
-        return train(config, root/config.name, seconds, report)
+        status = train(config, root/config.name, seconds, report)
+    late = seconds is not None and time.monotonic() - started > seconds and not interrupt.asked
+    return 'out of time' if status == 'interrupted' and late else status
 
 @app.command('train')
 def train_command(
@@ -145,10 +147,12 @@ def train_command(
 
     `sdalab train --show-config` prints every field there is to set.
 
-    Exit codes: 0 done, 2 bad input, 3 run in use, 4 every lane diverged, 5 journal not writable, 130 interrupted.
+    Exit codes: 0 done (or out of `--seconds`), 2 bad input, 3 run in use, 4 every lane diverged, 5 journal not writable, 130 interrupted.
     """
     from sdalab.training.configuration import load_config
     from sdalab.training.train import Trainer
+    check_root(root)
+    if seconds is not None and not 0 < seconds < math.inf: raise BadInput(f'seconds = {seconds:g}: should be above 0')
     config = load_config(source, set_ or [], name=name, steps=steps)
     if show: return _print_config(config)
     if dry_run: return out.print(table(plan(Trainer(config)), f'{config.name}: what it would take'))
@@ -156,10 +160,17 @@ def train_command(
     status = train_run(config, root, seconds)
     finish(Run(root/config.name), status)
 
-# %% ../nbs/90_cli.ipynb #aec36ec5
+# %% ../nbs/90_cli.ipynb #458007a0
 def _print_config(config):
     import yaml
-    out.print(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True), markup=False, highlight=False)
+    from sdalab.training.configuration import as_entries
+    out.print(yaml.safe_dump(as_entries(config), sort_keys=False, allow_unicode=True), markup=False, highlight=False, soft_wrap=True)
+
+def check_root(root: Path):
+    "Raises `BadInput` where no runs can be kept."
+    there = next(p for p in (root.absolute(), *root.absolute().parents) if p.exists())
+    if not there.is_dir(): raise BadInput(f"runs = '{root}': {there} is a file; name a folder")
+    if not os.access(there, os.W_OK): raise BadInput(f"runs = '{root}': {there} cannot be written to; name another folder")
 
 def refuse_existing(run_dir: Path):
     "Say at once, before the corpus is read, that a run of this name is there."
@@ -174,16 +185,16 @@ def finish(run: Run, status: str):
     lanes = summary(run)
     out.print(table(lanes, f'{run.name}: {status}, losses in nats per token and bits per character'))
     out.print(f'look:    sdalab runs show {run.name}\nwatch:   panel serve dashboards/live.py --address 127.0.0.1\nexport:  sdalab runs export {run.name}', markup=False, highlight=False)
-    if status == 'interrupted':
-        out.print(f'to go on: the journal holds every step up to here; `sdalab train` with another --name trains it anew, to the same bits', markup=False, highlight=False)
-        raise typer.Exit(130)
-    if (lanes.label == 'diverged').all(): raise typer.Exit(4)
+    if status in ('interrupted', 'out of time'):
+        out.print('to go on: the journal is complete up to here; the same configuration under another --name takes the same steps again, to the bit, and then further', markup=False, highlight=False)
+    if status == 'interrupted': raise typer.Exit(130)
+    if len(lanes) and (lanes.label == 'diverged').all(): raise typer.Exit(4)
 
-# %% ../nbs/90_cli.ipynb #19317406
+# %% ../nbs/90_cli.ipynb #7a892993
 def find_run(name: str, root: Path) -> Run:
     "A run by name. Raises `BadInput` for one that is not there."
     from sdalab.checked import nearest
-    if not (root/name/'journal.db').exists():
+    if Path(name).name != name or not (root/name/'journal.db').exists():
         known = [run.name for run in runs(root)] if root.exists() else []
         raise BadInput(f"run = {name!r}: none of that name in {str(root)!r}; {nearest(name, known) if known else 'there are no runs yet, start one with: sdalab train'}")
     return Run(root/name)
@@ -264,7 +275,7 @@ class Page:
     def __exit__(self, *error):
         if self.process: self.process.terminate(); self.process.wait(timeout=10); self.log.close()
 
-# %% ../nbs/90_cli.ipynb #dc633d50
+# %% ../nbs/90_cli.ipynb #92f8cd4d
 @app.command('demo')
 def demo_command(
     seconds: Annotated[float, typer.Option(help='Training time.')] = 180.0,
@@ -273,7 +284,8 @@ def demo_command(
     root: RootOption = ROOT):
     "Train eight small decoders side by side, one of them too hot, and watch."
     from sdalab.training.configuration import load_config
-    if not seconds > 0: raise BadInput(f'seconds = {seconds:g}: should be above 0')
+    if not 0 < seconds < math.inf: raise BadInput(f'seconds = {seconds:g}: should be above 0')
+    check_root(root)
     root.mkdir(parents=True, exist_ok=True)
     name = next(n for i in range(1, 10_000) if not (root/(n := f'demo-{i}')).exists())
     with Page(page, root) as live:
@@ -283,7 +295,7 @@ def demo_command(
         run = Run(root/name)
         show_result(run, status)
         if live.process and stay: input(f'The page stays open at http://127.0.0.1:{live.port}/{page.stem} until you press Enter. ')
-    if status == 'interrupted' and run.progress()['step'] == 0: raise typer.Exit(130)
+    if status == 'interrupted': raise typer.Exit(130)
 
 def sized(config, seconds: float):
     "The configuration with as many steps as fit into the time, measured on a few."
@@ -297,6 +309,7 @@ def show_result(run: Run, status: str):
     "Table, picture, and what to try next."
     from sdalab.evaluation.outcome import summary
     lanes = summary(run)
+    if lanes.train_loss.isna().all(): return out.print(f'{run.name}: {status} before its first step', markup=False)
     out.print(table(lanes.drop(columns='seed'), f'{run.name}: {status}'))
     picture(run, lanes, path := run.run_dir/'losses.png')
     best = lanes.loc[lanes.validation_loss.idxmin()] if lanes.validation_loss.notna().any() else lanes.loc[lanes.train_loss.idxmin()]
@@ -308,15 +321,19 @@ What to try next
   your own text:  sdalab train edge-95k --set corpus.path=FILE.txt --name mine
   the lessons:    make lab''', markup=False, highlight=False)
 
-# %% ../nbs/90_cli.ipynb #ee1a2610
+# %% ../nbs/90_cli.ipynb #d91a39e1
 def main():
     "The console script: one sentence and an exit code for everything that is the user's to mend."
     try: app()
     except RunInUse as e: _leave(e, 3)
     except BadInput as e: _leave(e, 2)
     except JournalError as e: _leave(e, 5)
+    except KeyboardInterrupt: _leave('interrupted', 130)
+    except (MemoryError, RuntimeError) as e:
+        if not isinstance(e, MemoryError) and 'allocate memory' not in str(e): raise
+        _leave(f"not enough memory for this configuration; fewer rows or lanes, or a smaller model ({str(e).splitlines()[0][:120] if str(e) else 'MemoryError'})", 2)
 
-def _leave(problem: Exception, code: int):
+def _leave(problem, code: int):
     err.print(f'sdalab: {problem}', markup=False, highlight=False, soft_wrap=True)
     sys.exit(code)
 

@@ -178,3 +178,50 @@ def test_a_short_demo(tmp_path):
 def test_console_script_is_installed():
     script = Path(sys.executable).parent / "sdalab"
     assert subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout.count("runs") >= 1
+
+
+def test_interrupt_while_paused(tmp_path):
+    process = start(tmp_path, "train", *QUICK, "--steps", "100000", "--name", "paused")
+    wait_for_step(tmp_path, "paused", 3)
+    run = Run(tmp_path / "runs" / "paused")
+    run.send("pause")
+    end = time.monotonic() + 30
+    while run.status() != "paused" and time.monotonic() < end:
+        time.sleep(0.05)
+    assert run.status() == "paused"
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 130 and "to go on" in out and run.status() == "interrupted"
+
+
+def test_malformed_commands_do_not_end_a_run(tmp_path):
+    process = start(tmp_path, "train", *QUICK, "--steps", "100000", "--name", "tough")
+    wait_for_step(tmp_path, "tough", 3)
+    run = Run(tmp_path / "runs" / "tough")
+    node = int(run.nodes().node[0])
+    sent = [run.send("decide", {"nonsense": 1}), run.send("pause", node=node), run.send("decide", {"data_order": "shuffle_block"}, node=node)]
+    end = time.monotonic() + 30
+    while any(run.command(c)["status"] == "pending" for c in sent) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert [run.command(c)["status"] for c in sent] == ["refused"] * 3
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+
+
+def test_the_shown_configuration_trains_the_same_model(tmp_path):
+    code, shown, _ = sdalab(tmp_path, "train", "--show-config", *QUICK, "--steps", "5", "--name", "again")
+    (tmp_path / "again.yaml").write_text(shown)
+    assert code == 0 and sdalab(tmp_path, "train", "again.yaml")[0] == 0
+    assert sdalab(tmp_path, "train", *QUICK, "--steps", "5", "--name", "first")[0] == 0
+    a, b = (Run(tmp_path / "runs" / name).signals(["loss"]).loss.values for name in ("again", "first"))
+    assert (a == b).all()
+    assert Run(tmp_path / "runs" / "again").config["facts"]["model"]["vocabulary"] == Run(tmp_path / "runs" / "again").config["facts"]["corpus"]["vocabulary"]
+
+
+def test_out_of_time_is_no_failure(tmp_path):
+    code, out, _ = sdalab(tmp_path, "train", *QUICK, "--steps", "1000000", "--seconds", "1", "--name", "short")
+    assert code == 0 and "out of time" in out and "to go on" in out
+    (tmp_path / "afile").write_text("")
+    code, _, err = sdalab(tmp_path, "train", *QUICK, "--runs", "afile")
+    assert code == 2 and "is a file" in err

@@ -7,17 +7,17 @@ Docs: https://sdalab.github.io/sdalab/training/train.html.md"""
 # %% auto #0
 __all__ = ['DTYPES', 'PAUSE', 'build_engine', 'machine', 'Trainer', 'train', 'TrainingModel']
 
-# %% ../../nbs/training/20_train.ipynb #2ea8d629
-import copy, os, platform, sys, time
+# %% ../../nbs/training/20_train.ipynb #fd25638d
+import math, os, platform, sys, time
 from typing import Callable
 import numpy as np, torch
 from ..checked import BadInput
 from ..decisions.model import Decision, Information
 from ..journal.writer import Command, Journal
-from .configuration import TrainConfig, build_policy, fitted
+from .configuration import TrainConfig, as_entries, build_policy, fitted
 from .corpus import Corpus, load_corpus, shuffled_step
 from .decoder import GROUPS
-from .module import ModuleEngine, build_module, usable_device
+from .module import ModuleEngine, build_module, check_module, usable_device
 from .stacked import StackedEngine
 
 # %% ../../nbs/training/20_train.ipynb #b5d15c6f
@@ -37,7 +37,7 @@ def machine() -> dict:
                 numpy=np.__version__, cpu_capability=torch.backends.cpu.get_cpu_capability(), threads=torch.get_num_threads(),
                 gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None)
 
-# %% ../../nbs/training/20_train.ipynb #2a176a47
+# %% ../../nbs/training/20_train.ipynb #8f19180c
 class Trainer:
     "Trains the lanes of a configuration. Build it first, then give it a journal to `run`."
     def __init__(self, config: TrainConfig):
@@ -45,6 +45,7 @@ class Trainer:
         self.config, self.corpus = config, load_corpus(config.corpus, config.rows, config.context)
         self.engine, lanes = build_engine(config, self.corpus), config.lanes()
         self.state = self.engine.initial_state([l.seed for l in lanes], [l.learning_rate for l in lanes], [l.weight_decay for l in lanes])
+        if config.engine == 'module': check_module(self.state.model, self.corpus.vocabulary, config.context)
         self.policies = [build_policy(config.policy) for _ in lanes]
         self.standing, self.nodes = [Decision()] * len(lanes), []
         self.learning_rate = self.state.learning_rate.numpy()
@@ -59,13 +60,14 @@ class Trainer:
     def facts(self) -> dict:
         "What readers of the journal need to know beside the configuration."
         c = self.corpus
-        return dict(parameters=self.parameters, corpus=dict(fingerprint=c.fingerprint, vocabulary=c.vocabulary, tokens=len(c.tokens),
+        model = self.engine.config.model_dump() if self.config.engine == 'stacked' else self.state.model.config.to_diff_dict()
+        return dict(model=model, parameters=self.parameters, corpus=dict(fingerprint=c.fingerprint, vocabulary=c.vocabulary, tokens=len(c.tokens),
                     characters_per_token=c.characters_per_token, unigram_loss=c.unigram_loss))
 
     @property
     def alive(self) -> np.ndarray: "[L] which lanes are not frozen."; return self.state.frozen_at.numpy() < 0
 
-# %% ../../nbs/training/20_train.ipynb #84790bae
+# %% ../../nbs/training/20_train.ipynb #c8c8d982
 from fastcore.basics import patch
 
 @patch
@@ -108,18 +110,20 @@ def _columns(self: Trainer, decisions, seconds):
 @patch
 def validate(self: Trainer) -> list[float]: # one a lane
     "Mean loss over the first validation batches, in nats per token."
-    losses = [self.engine.evaluate(self.state, self.corpus.validation_batch(i)).double().mean((1, 2)) for i in range(self.config.evaluate_batches)]
+    losses = [self.engine.evaluate(self.state, self.corpus.validation_batch(i)).cpu().double().mean((1, 2)) for i in range(self.config.evaluate_batches)]
     return torch.stack(losses).mean(0).tolist()
 
-# %% ../../nbs/training/20_train.ipynb #594ba703
+# %% ../../nbs/training/20_train.ipynb #e0d6b74b
 @patch
-def obey(self: Trainer, journal: Journal, command: Command) -> str: # 'pause', 'resume', 'stop' or 'decide'
-    "Carry out one command and answer it; a decision that is not valid is refused with the reason."
-    if command.kind == 'decide':
-        try: self._redirect(journal, Decision(**command.payload), command.node)
-        except BadInput as e:
-            journal.answer(command, 'refused', str(e))
-            return 'refused'
+def obey(self: Trainer, journal: Journal, command: Command) -> str: # its kind, or 'refused'
+    "Carry out one command and answer it; what is not valid is refused with the reason."
+    try:
+        if not isinstance(command.payload, dict): raise BadInput(f"payload = {command.payload!r}: should hold the fields of a decision")
+        if command.kind == 'decide': self._redirect(journal, Decision(**command.payload), command.node)
+        elif command.node is not None: raise BadInput(f"node = {command.node}: {command.kind} is for the whole run; leave the node out")
+    except BadInput as e:
+        journal.answer(command, 'refused', str(e))
+        return 'refused'
     journal.event('command', self.state.step, command.node, kind_of_command=command.kind, **({'decision': command.payload} if command.payload else {}))
     journal.answer(command, 'done')
     return command.kind
@@ -127,33 +131,37 @@ def obey(self: Trainer, journal: Journal, command: Command) -> str: # 'pause', '
 @patch
 def _redirect(self: Trainer, journal, decision, node):
     "Put a decision in force, for the lane of one node or for all."
-    if node is not None and node not in self.nodes: raise BadInput(f"node = {node}: no lane is training it; open are {self.nodes}")
+    open_nodes = [at for lane, at in enumerate(self.nodes) if self.alive[lane]]
+    if node is not None and node not in open_nodes: raise BadInput(f"node = {node}: no lane is training it; open are {open_nodes}")
+    if node is not None and decision.data_order: raise BadInput(f"data_order = {decision.data_order!r}: lanes share their batches; send it without a node")
     for lane, at in enumerate(self.nodes):
         if node in (None, at) and self.alive[lane]:
             self.standing[lane] = self.standing[lane].compose(decision)
             journal.close_node(at, self.state.step - 1)
             self.nodes[lane] = journal.node(lane, at, self.state.step, self.standing[lane].model_dump(), self.config.lanes()[lane].settings)
 
-# %% ../../nbs/training/20_train.ipynb #5a2c126b
+# %% ../../nbs/training/20_train.ipynb #22a923f2
 PAUSE = 0.05 # seconds between looks at the inbox while paused
 
 @patch
 def run(self: Trainer, journal: Journal, # to write to; its caller closes it
         seconds: float | None = None, # stop after so long
-        report: Callable | None = None, # called with the trainer after every step; True stops
+        report: Callable | None = None, # called with the trainer after every step, and while paused; True stops
        ) -> str: # 'finished', or 'interrupted' by a command, the report or the clock
-    "Train until the last step, a stop, the end of the time, or the last lane's end."
-    lanes, deadline = self.config.lanes(), time.monotonic() + (seconds or float('inf'))
+    "Train until the last step, a stop, the end of the time, or the last lane's end. Raises `BadInput` for a time that is not positive."
+    if seconds is not None and not 0 < seconds < math.inf: raise BadInput(f"seconds = {seconds:g}: should be above 0")
+    lanes, deadline = self.config.lanes(), time.monotonic() + (seconds or math.inf)
+    ended = lambda: time.monotonic() > deadline or bool(report and report(self))
     self.nodes = [journal.node(i, first_step=self.state.step, settings=lane.settings | {'seed': lane.seed}) for i, lane in enumerate(lanes)]
     journal.progress(planned_steps=self.config.steps, step=0)
     while self.state.step < self.config.steps and self.alive.any():
-        if not self._obey_all(journal) or time.monotonic() > deadline: return self._end(journal, 'interrupted')
+        if not self._obey_all(journal, ended): return self._end(journal, 'interrupted')
         self._journal_step(journal)
-        if report and report(self) and self.state.step < self.config.steps: return self._end(journal, 'interrupted')
+        if ended() and self.state.step < self.config.steps: return self._end(journal, 'interrupted')
     return self._end(journal, 'finished')
 
 @patch
-def _obey_all(self: Trainer, journal) -> bool: # whether to go on
+def _obey_all(self: Trainer, journal, ended: Callable) -> bool: # whether to go on
     "Carry out what is pending; wait here while paused."
     paused = False
     while True:
@@ -164,6 +172,7 @@ def _obey_all(self: Trainer, journal) -> bool: # whether to go on
                 paused = kind == 'pause'
                 journal.set_status('paused' if paused else 'running')
         if not paused: return True
+        if ended(): return False
         time.sleep(PAUSE)
 
 @patch
@@ -174,7 +183,9 @@ def _journal_step(self: Trainer, journal):
     if (step + 1) % self.config.evaluate_every == 0 or step + 1 == self.config.steps: columns['validation_loss'] = self.validate()
     keep = np.flatnonzero(was_alive)
     journal.steps(step, [self.nodes[i] for i in keep], {name: [values[i] for i in keep] for name, values in columns.items()})
-    for lane in np.flatnonzero(was_alive & ~self.alive): journal.event('frozen', step, self.nodes[lane], lane=int(lane), reason='loss or gradient is not finite')
+    for lane in np.flatnonzero(was_alive & ~self.alive):
+        journal.event('frozen', step, self.nodes[lane], lane=int(lane), reason='loss or gradient is not finite')
+        journal.close_node(self.nodes[lane], step, 'frozen')
     if step % 20 == 0: self._progress(journal)
 
 @patch
@@ -187,17 +198,17 @@ def _progress(self: Trainer, journal):
 @patch
 def _end(self: Trainer, journal, status) -> str:
     self._progress(journal)
-    for lane, node in enumerate(self.nodes): journal.close_node(node, self.state.step - 1, 'frozen' if not self.alive[lane] else None)
+    for lane in np.flatnonzero(self.alive): journal.close_node(self.nodes[lane], self.state.step - 1)
     return status
 
-# %% ../../nbs/training/20_train.ipynb #92ec48c2
+# %% ../../nbs/training/20_train.ipynb #fa6e33d3
 def train(config: TrainConfig, run_dir, # of the run; must not hold one yet
           seconds: float | None = None, # stop after so long
           report: Callable | None = None, # called with the trainer after every step; True stops
          ) -> str: # 'finished' or 'interrupted'
     "Build, open a journal, run. Everything is checked before the journal is made."
     trainer = Trainer(config)
-    with Journal.create(run_dir, config.model_dump() | {'facts': trainer.facts()}, machine()) as journal:
+    with Journal.create(run_dir, as_entries(config) | {'facts': trainer.facts()}, machine()) as journal:
         status = trainer.run(journal, seconds, report)
         journal.close(status)
     return status
