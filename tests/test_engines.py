@@ -172,7 +172,7 @@ def test_bfloat16_autocast_trains():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("rows", [1, 5, 40])
+@pytest.mark.parametrize("rows", [1, 5, 70])
 def test_edge_95k_is_bit_invariant(dtype, rows):
     "The default decoder at batch sizes with one tile, several micro-batches and an uneven last one."
     shape = DecoderConfig()
