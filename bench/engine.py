@@ -142,7 +142,7 @@ def beside_processes(ours, rows: int, fused: bool, rounds: int = 5, seconds: flo
 
 def best_lanes(rows: int) -> int:
     "The lane count with the cheapest lane, measured once."
-    fitting = [n for n in LANES if n * rows <= 512]
+    fitting = [n for n in LANES if n * rows <= 256]
     times = {n: side_by_side({"s": stacked(rows, n)}, rounds=1, seconds=1.0)["s"] / n for n in fitting}
     return min(times, key=times.get)
 

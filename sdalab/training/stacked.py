@@ -135,7 +135,7 @@ def _update(self: Tile, lane, decision, norm) -> float:
     for stretch in stretches: update(self.optimizer, stretch, decision.learning_rate_scale, decision.weight_decay_scale)
     return coefficient
 
-# %% ../../nbs/training/17_stacked.ipynb #54b18048
+# %% ../../nbs/training/17_stacked.ipynb #0ca94a9c
 def _one_thread():
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -152,7 +152,7 @@ def lane_rates(field: str, # its name, for messages
 
 class StackedEngine:
     "Steps many decoders at once, in tiles."
-    TILE_TOKENS = 4096 # lanes x tokens that a tile handles at a time; of 512 to 4096 the fastest from 16 rows of 64 on, and level below
+    TILE_TOKENS = 2048 # lanes x tokens that a tile handles at a time; measured: level from 1024 to 4096 for short batches, best for long ones
     def __init__(self,
                  decoder: DecoderConfig = DecoderConfig(),
                  optimizer: OptimizerConfig = OptimizerConfig(),
