@@ -125,6 +125,7 @@ def test_a_reader_asking_for_the_status_never_turns_a_writer_away(tmp_path):
                               str(tmp_path/'run')])
     try:
         for _ in range(50): os.close(hold(tmp_path/'run'))
+        assert probe.poll() is None, 'the reader was asking all the while'
     finally: probe.kill(); probe.wait()
 
 def test_a_forked_child_neither_writes_nor_keeps_the_lock(tmp_path):

@@ -52,7 +52,7 @@ def store(target: Tensor, # of shape [L, D], overwritten or added to
     if add: target.add_(terms.sum(1))
     else: torch.sum(terms, 1, out=target)
 
-# %% ../../nbs/training/11_layers.ipynb #fb2db033
+# %% ../../nbs/training/11_layers.ipynb #dc503592
 class Linear:
     "y = x W + b, or y += x W + b."
     def __init__(self,
@@ -68,18 +68,20 @@ class Linear:
         self.lanes = list(zip(x.value.transpose(1, 2).unbind(), out.gradient.unbind(), weight.gradient.unbind()))
 
     def forward(self):
+        "Write `out.value`."
         if self.residual: self.out.value.baddbmm_(self.x.value, self.weight.value)
         else: torch.bmm(self.x.value, self.weight.value, out=self.out.value)
         if self.bias: self.out.value.add_(self.bias_row)
 
-    def backward(self, add: bool):
+    def backward(self, add: bool): # to the parameters' gradients, or overwrite them
+        "From `out.gradient` to those of input, weight and bias."
         for x_t, d_out, d_weight in self.lanes:
             if add: d_weight.addmm_(x_t, d_out)
             else: torch.mm(x_t, d_out, out=d_weight)
         if self.bias: store(self.bias.gradient, self.out.gradient, add)
         torch.bmm(self.out.gradient, self.weight_t, out=self.x.gradient)
 
-# %% ../../nbs/training/11_layers.ipynb #8b42630d
+# %% ../../nbs/training/11_layers.ipynb #f2a331fc
 class Norm:
     "LayerNorm or RMSNorm over the last axis; the gradient is added to `x.gradient`."
     def __init__(self,
@@ -98,6 +100,7 @@ class Norm:
         self.gain_row, self.bias_row = gain.value[:, None], bias.value[:, None] if bias else None
 
     def forward(self):
+        "Write `out.value`; keep the normalised input and its rate."
         x, unit, rate, out, D = self.x.value, self.unit, self.rate, self.out.value, self.width
         if self.center: x = torch.sub(x, torch.sum(x, -1, keepdim=True, out=rate), alpha=1 / D, out=unit)
         torch.sum(torch.mul(x, x, out=out), -1, keepdim=True, out=rate)
@@ -106,7 +109,8 @@ class Norm:
         if self.bias: torch.addcmul(self.bias_row, unit, self.gain_row, out=out)
         else: torch.mul(unit, self.gain_row, out=out)
 
-    def backward(self, add: bool):
+    def backward(self, add: bool): # to the parameters' gradients, or overwrite them
+        "From `out.gradient`, which is used up, to gain and bias, and added to the input's."
         d_out, unit, work, sums, D = self.out.gradient, self.unit, self.work, self.sums, self.width
         store(self.gain.gradient, torch.mul(d_out, unit, out=work), add)
         if self.bias: store(self.bias.gradient, d_out, add)
@@ -133,7 +137,7 @@ class Smooth:
     def forward(self): self.out.value.copy_(self.function(self.x.value))
     def backward(self, add: bool): self.x.gradient.copy_(self.derivative(self.out.gradient, self.x.value))
 
-# %% ../../nbs/training/11_layers.ipynb #64873a2d
+# %% ../../nbs/training/11_layers.ipynb #0442cbd7
 def causal_mask(context: int, dtype, device='cpu') -> Tensor:
     "[T, T]: 0 where a query may look, -inf in its future."
     return torch.full((context, context), -math.inf, dtype=dtype, device=device).triu(1)
@@ -156,12 +160,14 @@ class Attention:
         self.scores_t, self.weights_t = self.scores.transpose(1, 2), self.weights.transpose(1, 2)
 
     def forward(self):
+        "Write `out.value`; keep the probabilities."
         self.turned.copy_(self.k.value.transpose(1, 2))
         self.scores.copy_(self.mask).baddbmm_(self.q.value, self.turned, alpha=self.scale)
         torch.softmax(self.scores, -1, out=self.weights)
         torch.bmm(self.weights, self.v.value, out=self.out.value)
 
     def backward(self, add: bool):
+        "From `out.gradient` to those of queries, keys and values."
         d_scores = self.scores
         torch.bmm(self.weights_t, self.out.gradient, out=self.v.gradient)
         torch.bmm(self.out.gradient, self.turned.copy_(self.v.value.transpose(1, 2)), out=d_scores)
@@ -183,7 +189,7 @@ class JoinHeads(SplitHeads):
     def forward(self): self.tokens.value.copy_(self.heads.value)
     def backward(self, add: bool): self.heads.gradient.copy_(self.tokens.gradient)
 
-# %% ../../nbs/training/11_layers.ipynb #565558d5
+# %% ../../nbs/training/11_layers.ipynb #e8dfe324
 class Embedding:
     "x = token[ids] + position. The only layer that is given something at each step."
     def __init__(self,
@@ -200,11 +206,13 @@ class Embedding:
         self.position = None if isinstance(position, Tensor) else position.gradient
 
     def forward(self, ids: Tensor): # [N] int64
+        "Write `out.value` for these tokens."
         self.ids = ids
         torch.index_select(self.token.value, 1, ids, out=self.out.value)
         self.split.value.add_(self.codes)
 
-    def backward(self, add: bool):
+    def backward(self, add: bool): # to the parameters' gradients, or overwrite them
+        "From `out.gradient` to the rows of the tokens that occurred, and to the positions."
         if not (add or self.shared): self.token.gradient.zero_()
         self.token.gradient.index_add_(1, self.ids, self.out.gradient)
         if self.position is not None:
