@@ -187,6 +187,23 @@ def test_points_stream_in_and_the_run_obeys(address, runs, browser, train):
     assert list(run.commands()["kind"]) == ["pause", "resume", "stop"] and set(run.commands()["status"]) == {"done"}
 
 
+def test_a_real_training_run_is_watched_and_stopped(address, runs, browser, processes):
+    "The trainer itself in another process: its lanes stream in, and the page's stop ends it as it should."
+    process = processes("-m", "sdalab.cli", "train", "edge-95k", "--runs", runs, "--name", "real", "--steps", 1_000_000,
+                        "--set", "rows=2", "--set", "sweep.learning_rate=[1e-3, 1e-2, 1e-1]")
+    wait_until(lambda: (runs / "real" / "journal.db").exists(), "the run", 60)
+    browser.goto(f"{address}?run=real")
+    shows(browser, "status", "running")
+    wait_until(lambda: len(points(browser)) == 3, "three lanes")
+    first = points(browser)[0][1]
+    wait_until(lambda: points(browser)[0][1] > first, "further steps")
+    press(browser, "Stop")
+    press(browser, "Stop the run")
+    shows(browser, "status", "interrupted")
+    assert process.wait(PATIENCE) == 130
+    assert Run(runs / "real").commands()["status"].tolist() == ["done"]
+
+
 def test_one_step_is_a_small_message_and_charts_can_be_explored(address, runs, browser, train):
     train(runs / "small", at_once=3000, rate=4, steps=100_000)
     browser.goto(f"{address}?run=small")
