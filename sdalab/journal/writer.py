@@ -76,7 +76,7 @@ class StepRows:
             odd = None if self.clean else nonfinite_names(self.names, row)
             yield (self.first_id + i, node, self.step, self.wall_time, odd, *row)
 
-# %% ../../nbs/journal/06_writer.ipynb #ae9e8a7f
+# %% ../../nbs/journal/06_writer.ipynb #de4b88a5
 class Buffer:
     "What training has given and the disk has not yet taken."
     def __init__(self, limit: int): # rows that may wait
@@ -88,6 +88,7 @@ class Buffer:
 
     def put(self, sql: str, rows, count: int, # of the rows
             patience: float | None): # seconds to wait while the buffer is full; None: put it in all the same
+        "Add rows for the writer. Raises `JournalError` when the buffer stays full, or nothing can be written any more."
         with self.lock: # the same as `with self.wake`, but quicker
             if self.rows >= self.limit and patience is not None: self._wait(lambda: self.rows < self.limit, patience)
             self.items.append((sql, rows))
@@ -151,7 +152,7 @@ def columnwise(entries: list, # StepRows
         block[[PLACE[name] for name in names], start:end] = values.reshape(-1, len(names), n).swapaxes(0, 1).reshape(len(names), -1)
     return block
 
-# %% ../../nbs/journal/06_writer.ipynb #4b73796b
+# %% ../../nbs/journal/06_writer.ipynb #ca7e554d
 class Disk:
     "The writer's connection. Every method is one transaction, or none."
     def __init__(self, db: sqlite3.Connection):
@@ -160,6 +161,7 @@ class Disk:
         self.pack_table()
 
     def run(self, items: list): # (SQL, rows) pairs
+        "Execute all of it in one transaction, or nothing."
         self.db.execute('BEGIN IMMEDIATE')
         try:
             for sql, group in groupby(items, key=lambda item: item[0]):
@@ -169,6 +171,7 @@ class Disk:
             if self.db.in_transaction: self.db.execute('ROLLBACK')
 
     def write(self, items: list):
+        "Give step rows their ids, then write everything waiting in one transaction."
         steps, ahead = [rows for _, rows in items if isinstance(rows, StepRows)], self.next_row
         for rows in steps:
             rows.settle(ahead)
