@@ -45,6 +45,10 @@ class Decision(Checked):
             loss=later.loss or self.loss,
             regularisation=self.regularisation + later.regularisation)
 
+    def changes(self) -> dict: # field -> value
+        "What it asks for beyond the no-op, which asks for nothing."
+        return {name: value for name, value in self.model_dump().items() if value != type(self).model_fields[name].default}
+
 # %% ../../nbs/decisions/01_model.ipynb #f7781832
 @dataclass(frozen=True)
 class Information:

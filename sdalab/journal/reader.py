@@ -26,7 +26,7 @@ def reading(run_dir):
         yield db
 
 # %% ../../nbs/journal/07_reader.ipynb #0d364f8a
-JSON_COLUMNS = ('decision', 'settings', 'detail', 'payload')
+JSON_COLUMNS = ('decision', 'settings', 'detail', 'payload', 'pins')
 
 def frame(db: sqlite3.Connection, query: str, parameters=()) -> pd.DataFrame:
     "The answer as a table; JSON columns are decoded."
@@ -34,7 +34,7 @@ def frame(db: sqlite3.Connection, query: str, parameters=()) -> pd.DataFrame:
     table = pd.DataFrame(cursor.fetchall(), columns=[column[0] for column in cursor.description])
     for name in table.columns.intersection(JSON_COLUMNS):
         table[name] = pd.Series([json.loads(text) if isinstance(text, str) else None for text in table[name]], dtype=object)
-    for name in table.columns.intersection(['parent', 'last_step', 'node']): table[name] = table[name].astype('Int64')
+    for name in table.columns.intersection(['parent', 'last_step', 'node', 'checkpoint']): table[name] = table[name].astype('Int64')
     return table
 
 # %% ../../nbs/journal/07_reader.ipynb #643d3125
@@ -102,7 +102,12 @@ class Run:
 
     def nodes(self) -> pd.DataFrame: # one row a node, in order of number
         "The tree of nodes."
-        return self._frame('SELECT * FROM nodes ORDER BY id').rename(columns={'id': 'node'})
+        table = self._frame('SELECT * FROM nodes ORDER BY id').rename(columns={'id': 'node'})
+        return table if 'fork' in table else table.assign(fork=0, checkpoint=pd.NA) # a journal of version 1
+
+    def checkpoints(self) -> pd.DataFrame: # one row a file and node, in order of number
+        "The saved states that are on disk; `step` is the number of steps taken."
+        return self._frame('SELECT * FROM checkpoints ORDER BY id')
 
     def events(self, since_id: int = 0) -> pd.DataFrame: # those with a larger id
         "What happened beside the steps."
@@ -149,8 +154,8 @@ class Run:
         table = pd.DataFrame(rows)[list(dict.fromkeys(['node', 'step', 'wall_time', *names]))]
         return table.astype({'node': int, 'step': int}), int(ids[-1]) if len(ids) else rowid
 
-    def send(self, kind: str, # pause, resume, stop or decide
-             payload: dict | None = None, # for decide, the decision as plain JSON
+    def send(self, kind: str, # one of COMMANDS
+             payload: dict | None = None, # plain JSON: for decide the decision, for pin the step and the words
              node: int | None = None, # None: the whole run
              expires_s: float = 30.0, # seconds within which the run must have begun to act on it
             ) -> int: # number of the command, for `command`
@@ -179,7 +184,7 @@ class Run:
         return {name: None if value is pd.NA else value for name, value in facts.items()}
 
 # %% ../../nbs/journal/07_reader.ipynb #a3ec68c2
-COMMANDS = ('pause', 'resume', 'stop', 'decide')
+COMMANDS = ('pause', 'resume', 'stop', 'decide', 'checkpoint', 'pin')
 
 def _select(rows: dict, nodes: np.ndarray, first: int | None, last: int | None) -> dict:
     "The rows of some nodes and steps."

@@ -8,8 +8,9 @@ Docs: https://sdalab.github.io/sdalab/training/engine.html.md"""
 __all__ = ['Observation', 'State', 'Engine', 'take', 'fork', 'compact', 'spread']
 
 # %% ../../nbs/training/16_engine.ipynb #2de1288e
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol, Sequence
+import torch
 from torch import Tensor
 from ..checked import BadInput
 from ..decisions.model import Decision
@@ -24,6 +25,14 @@ class Observation:
     gradient_norm: Tensor # [L, G] float64, by group in the order of GROUPS, before clipping
     clip_coefficient: Tensor # [L] float64, factor the gradient was scaled by; 1: not clipped
 
+    def tensors(self) -> dict[str, Tensor]:
+        "All of it, by name."
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def take(self, lanes: Sequence[int]) -> 'Observation':
+        "A copy of some lanes."
+        return Observation(**{name: t[torch.tensor(lanes, dtype=torch.long, device=t.device)] for name, t in self.tensors().items()})
+
 # %% ../../nbs/training/16_engine.ipynb #19cf3364
 class State(Protocol):
     "Where the lanes stand."
@@ -35,6 +44,7 @@ class State(Protocol):
     observed: Observation | None # by the latest step
     def take(self, lanes: Sequence[int]) -> 'State': "A copy of some lanes, in that order; a lane may come twice."; ...
     def tensors(self) -> dict[str, Tensor]: "All tensors that make up the state, by name."; ...
+    def load(self, tensors: dict[str, Tensor], step: int, observed: Observation | None = None) -> 'State': "The state that `tensors` of one like it describe, and that owns them from then on."; ...
 
 class Engine(Protocol):
     "Steps lanes."
@@ -45,7 +55,7 @@ class Engine(Protocol):
 # %% ../../nbs/training/16_engine.ipynb #c46a57da
 def take(state: State, lanes: int | Sequence[int], # which, in the order wanted
         ) -> State: # a copy
-    "Some lanes of a state; what was observed is not copied. Raises `BadInput` for a lane that is not there."
+    "Some lanes of a state, with what was observed of them: a policy in a fork knows what its parent knew. Raises `BadInput` for a lane that is not there."
     lanes = [lanes] if isinstance(lanes, int) else list(lanes)
     n = len(state.seeds)
     for lane in lanes:

@@ -84,15 +84,40 @@ class ModuleState:
     observed: Observation | None = None
 
     def tensors(self) -> dict[str, Tensor]:
-        "Parameters, buffers and moments by name."
-        moments = {f'{name}.{key}': t for name, p in self.model.named_parameters() for key, t in self.optimizer.state.get(p, {}).items()}
-        return {**self.model.state_dict(), **moments, 'learning_rate': self.learning_rate, 'weight_decay': self.weight_decay, 'seeds': self.seeds, 'frozen_at': self.frozen_at}
+        "Parameters and buffers as `model.NAME`, moments as `optimizer.NAME.KEY`, and the rest. A tied tensor is there once."
+        held = {name: t for name, t in self.model.state_dict(keep_vars=True).items()}
+        first = {id(t): name for name, t in reversed(held.items())}
+        model = {f'model.{name}': t.detach() for name, t in held.items() if first[id(t)] == name}
+        moments = {f'optimizer.{name}.{key}': t for name, p in self.model.named_parameters() for key, t in self.optimizer.state.get(p, {}).items() if t is not None}
+        return {**model, **moments, 'learning_rate': self.learning_rate, 'weight_decay': self.weight_decay, 'seeds': self.seeds, 'frozen_at': self.frozen_at}
+
+    def load(self, tensors: dict[str, Tensor], step: int, observed: Observation | None = None) -> 'ModuleState':
+        "This module, written over. Raises `BadInput` for a parameter that is missing."
+        with torch.no_grad():
+            for name, t in self.tensors().items():
+                if name.startswith('optimizer.'): continue
+                if name not in tensors: raise BadInput(f"{name}: the state to load does not hold it; it belongs to another model")
+                t.copy_(tensors[name])
+        self._load_moments(tensors)
+        self.step, self.observed = step, observed
+        return self
+
+    def _load_moments(self, tensors):
+        names = {p: name for name, p in self.model.named_parameters()}
+        kept = self.optimizer.state_dict()
+        order = [names[p] for group in self.optimizer.param_groups for p in group['params']]
+        by_name = {name: {} for name in order}
+        for full, t in tensors.items():
+            if full.startswith('optimizer.'):
+                name, _, key = full.removeprefix('optimizer.').rpartition('.')
+                by_name[name][key] = t
+        self.optimizer.load_state_dict(kept | {'state': {i: by_name[name] for i, name in enumerate(order) if by_name[name]}})
 
     def take(self, lanes: list[int]) -> 'ModuleState':
         "A copy. Raises `BadInput` for more than the one lane there is."
         if len(lanes) != 1: raise BadInput(f"{len(lanes)} lanes: the module engine steps one at a time; take one copy for each")
         model, optimizer = copy.deepcopy((self.model, self.optimizer)) # together, so that the copy optimizes the copy
-        return ModuleState(model, optimizer, self.learning_rate.clone(), self.weight_decay.clone(), self.seeds.clone(), self.frozen_at.clone(), self.step)
+        return ModuleState(model, optimizer, self.learning_rate.clone(), self.weight_decay.clone(), self.seeds.clone(), self.frozen_at.clone(), self.step, self.observed and self.observed.take(lanes))
 
 # %% ../../nbs/training/18_module.ipynb #deaa30cd
 class ModuleEngine:

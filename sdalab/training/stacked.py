@@ -46,7 +46,11 @@ class LaneState:
     def take(self, lanes: list[int]) -> 'LaneState':
         "A copy of some lanes."
         at = torch.tensor(lanes, dtype=torch.long)
-        return LaneState(**{name: t[at.to(t.device)] for name, t in self.tensors().items()}, step=self.step)
+        return LaneState(**{name: t[at.to(t.device)] for name, t in self.tensors().items()}, step=self.step, observed=self.observed and self.observed.take(lanes))
+
+    def load(self, tensors: dict[str, Tensor], step: int, observed: Observation | None = None) -> 'LaneState':
+        "The state that `tensors` of one like it describe, with as many lanes as they have."
+        return LaneState(**{name: tensors[name].to(t.device) for name, t in self.tensors().items()}, step=step, observed=observed)
 
 # %% ../../nbs/training/17_stacked.ipynb #4914379b
 class Tile:
