@@ -329,13 +329,13 @@ class Writer:
         try: os.fsync(wal)
         finally: os.close(wal)
 
-    def close(self, status: str = 'finished'): # how the run ended
+    def close(self, status: str | None = 'finished'): # how the run ended; None: as it was
         "Writes what is left, sets the status, and lets go of the run."
         if self._closed: return
-        fact = [('status', as_json('status', check_status(status)))]
+        fact = [('status', as_json('status', check_status(status)))] if status else []
         self._closed = True
         try:
-            self._buffer.put(META, fact, 1, patience=None) # a full buffer must not keep us from closing
+            self._buffer.put(META, fact, len(fact), patience=None) # a full buffer must not keep us from closing
             self._stop()
         finally: self._release()
 
@@ -391,6 +391,7 @@ class Journal(Writer):
 
     @classmethod
     def open(cls, run_dir, # directory of an existing run
+             running: bool = True, # False: to note something down, while the run's status stays what it is
             ) -> 'Journal':
         "Continues the journal of a run."
         run_dir = Path(run_dir).absolute()
@@ -398,7 +399,7 @@ class Journal(Writer):
         lock = hold(run_dir)
         try: journal = cls(run_dir, lock, connect_writer(run_dir))
         except BaseException: os.close(lock); raise
-        journal.set_status('running')
+        if running: journal.set_status('running')
         return journal
 
     def _load(self, db: sqlite3.Connection):
@@ -528,7 +529,7 @@ def _forget_after_fork():
 
 os.register_at_fork(after_in_child=_forget_after_fork)
 
-# %% ../../nbs/journal/06_writer.ipynb #ac7a6343
+# %% ../../nbs/journal/06_writer.ipynb #3f06a278
 from fastcore.basics import patch
 
 MADE_BY_STEPS = ('frozen',) # events that come again when their steps are taken again
@@ -563,7 +564,7 @@ def _cut(self: Journal, nodes: list[int], step: int) -> int: # rows removed
         self._disk.pack_table()
     return count
 
-# %% ../../nbs/journal/06_writer.ipynb #11984662
+# %% ../../nbs/journal/06_writer.ipynb #b9271658
 @patch
 def checkpoint(self: Journal, path: str, # of the file, below the run directory
                step: int, # steps taken

@@ -49,15 +49,18 @@ class Planned(NamedTuple):
 
 class Trainer:
     "Trains the lanes of a configuration. Build it first, then give it a journal to `run`."
-    def __init__(self, config: TrainConfig):
+    def __init__(self, config: TrainConfig,
+                 numbers: list[int] | None = None, # which of the configuration's lanes; none: all
+                ):
         "Reads the corpus and builds engine, state and policies. Raises `BadInput` for what does not fit."
         self.config, self.corpus = config, load_corpus(config.corpus, config.rows, config.context)
-        self.engine, self.lanes = build_engine(config, self.corpus), config.lanes()
+        self.numbers = list(range(len(config.lanes()))) if numbers is None else numbers
+        self.engine, self.lanes = build_engine(config, self.corpus), [config.lanes()[number] for number in self.numbers]
         self.state = self.engine.initial_state([l.seed for l in self.lanes], [l.learning_rate for l in self.lanes], [l.weight_decay for l in self.lanes])
         if config.engine == 'module': check_module(self.state.model, self.corpus.vocabulary, config.context)
         self.policies = [build_policy(config.policy) for _ in self.lanes]
         self.standing, self.nodes, self.plan = [Decision()] * len(self.lanes), [], deque()
-        self.numbers, self.fork, self.callbacks = list(range(len(self.lanes))), 0, []
+        self.fork, self.callbacks = 0, []
         self.validation = None # losses of the latest step's evaluation; none: there was none
         self.begun_at, self.seconds = 0, 0.0 # the first step taken here, and the time spent in steps
 
@@ -134,7 +137,7 @@ def advance(self: Trainer) -> dict[str, list]: # the journal's columns, one valu
     self.validation = self.validate() if done % self.config.evaluate_every == 0 or done == self.config.steps else None
     return columns if self.validation is None else columns | {'validation_loss': self.validation}
 
-# %% ../../nbs/training/20_train.ipynb #2d8f34d8
+# %% ../../nbs/training/20_train.ipynb #c8b225da
 @patch
 def state_dict(self: Trainer) -> dict:
     "Everything beside the tensors that decides how this trainer goes on, as plain data."
@@ -163,7 +166,7 @@ def load(self: Trainer, state: dict, # from `state_dict` of a trainer of this co
     for callback in self.callbacks:
         if callback.name in state['callbacks']: callback.load_state_dict(state['callbacks'][callback.name])
 
-# %% ../../nbs/training/20_train.ipynb #2d09a6ce
+# %% ../../nbs/training/20_train.ipynb #e8369146
 @patch
 def forked(self: Trainer, lanes: list[int], # which to take
            decisions: list[Decision], # one a lane taken, added to the one in force
@@ -177,7 +180,7 @@ def forked(self: Trainer, lanes: list[int], # which to take
     other.nodes, other.plan, other.callbacks, other.fork, other.begun_at, other.seconds = [], deque(), [], number, self.state.step, 0.0
     return other
 
-# %% ../../nbs/training/20_train.ipynb #df4728e4
+# %% ../../nbs/training/20_train.ipynb #5b9dddf8
 class Callback:
     "Carried along by the loop. Every hook does nothing unless it is overridden."
     name = '' # of its state in a checkpoint; empty: it remembers nothing
