@@ -16,6 +16,7 @@ import numpy as np
 from scipy.signal import lfilter
 
 from sdalab.checked import BadInput
+from sdalab.decisions.model import Decision
 from sdalab.journal.reader import Run, fetch, reading
 from sdalab.journal.schema import JournalError, is_held
 
@@ -94,7 +95,7 @@ class Tail:
         "Forgets everything, as for a journal never seen."
         self.generation += 1
         self._rowid, self._event, self._updated = 0, 0, None
-        self._nodes, self._first, self._continued, self._columns, self._frozen = {}, {}, set(), {}, {}
+        self._nodes, self._first, self._columns, self._frozen = {}, {}, {}, {}
 
     def look(self):
         "Reads on and publishes a new moment; a problem is published with the last data."
@@ -123,7 +124,7 @@ class Tail:
     def _take_nodes(self, db):
         "New nodes, and those that may have ended since."
         still_open = [node for node, facts in self._nodes.items() if facts["last_step"] is None]
-        query = "SELECT id, lane, parent, last_step, settings, outcome FROM nodes WHERE id > ? OR id IN (SELECT value FROM json_each(?)) ORDER BY id"
+        query = "SELECT * FROM nodes WHERE id > ? OR id IN (SELECT value FROM json_each(?)) ORDER BY id"
         for facts in rows_of(db, query, (max(self._nodes, default=0), json.dumps(still_open))):
             node = facts["id"]
             self._nodes[node] = facts
@@ -131,12 +132,11 @@ class Tail:
             if facts["outcome"] == "frozen": self._frozen.setdefault(self._first[node], facts["last_step"])
 
     def _first_node(self, facts):
-        "The node with which this node's series began: a lane's first child continues its parent."
+        "The node with which this node's series began: a child in the same fork continues its parent."
         node, parent = facts["id"], facts["parent"]
-        if parent is None or self._nodes[parent]["lane"] != facts["lane"] or parent in self._continued:
+        if parent is None or fork_and_lane(self._nodes[parent]) != fork_and_lane(facts):
             self._columns[node] = {name: Column() for name in PLOTTED}
             return node
-        self._continued.add(parent)
         return self._first[parent]
 
     def _take_rows(self, db):
@@ -171,7 +171,19 @@ class Tail:
     def _series(self, key):
         facts = self._nodes[key]
         values = {name: column.values for name, column in self._columns[key].items()}
-        return Series(key=key, lane=facts["lane"], settings=json.loads(facts["settings"] or "{}"), frozen_at=self._frozen.get(key), **values)
+        return Series(key=key, lane=facts["lane"], settings=settings_of(facts), frozen_at=self._frozen.get(key), **values)
+
+
+def fork_and_lane(facts):
+    "What a node shares with those that it continues; the main line is fork 0, as in journals that know of no forks."
+    return facts.get("fork", 0), facts["lane"]
+
+
+def settings_of(facts):
+    "What sets a series apart: the settings of its lane and, in a fork, the decision that it was forked under."
+    settings = json.loads(facts["settings"] or "{}")
+    if not facts.get("fork"): return settings
+    return settings | {"fork": facts["fork"]} | Decision(**json.loads(facts["decision"] or "{}")).changes()
 
 
 def rows_of(db, query, parameters=()):

@@ -303,7 +303,8 @@ def test_tail_survives_rewinds_and_continues_lanes(tmp_path):
         tail.look()
         before = tail.now
         journal.close_node(root, 4)
-        child, branch = (journal.node(lane, parent=root, first_step=5, settings={"seed": 1}) for lane in (0, 1))
+        child = journal.node(0, parent=root, first_step=5, settings={"seed": 1})
+        branch = journal.node(0, parent=root, first_step=5, decision=dict(learning_rate_scale=0.5), settings={"seed": 1}, fork=1)
         journal.steps(5, [child, branch], dict(loss=[5.0, float("nan")], learning_rate=[None, 0.1], learning_rate_mlp=[0.3, 0.2]))
         journal.flush()
         tail.look()
@@ -311,6 +312,7 @@ def test_tail_survives_rewinds_and_continues_lanes(tmp_path):
         one, other = tail.now.series
         assert list(one.step) == [0, 1, 2, 3, 4, 5] and list(other.step) == [5] and np.isnan(other.loss[0])
         assert one.learning_rate[-1] == 0.3 and other.learning_rate[-1] == 0.1
+        assert other.settings == dict(seed=1, fork=1, learning_rate_scale=0.5)
         journal.rewind([child], 5)
         journal.steps(5, [child], dict(loss=[7.0]))
         journal.flush()
