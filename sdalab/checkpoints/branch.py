@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Callable
 import numpy as np, pandas as pd, torch, xarray as xr
 from ..checked import BadInput
-from .codec import BadCheckpoint, Checkpoint
+from .codec import BadCheckpoint, Checkpoint, raw_bytes
 from .resume import go_on, is_complete, machine_changes
-from .snapshot import SnapshotPool, restore
+from .snapshot import SnapshotPool, restore, seed_generators
 from .store import Checkpointing, Store, describe_run, file_name, header_of, write_snapshot
 from ..decisions.model import Decision
 from ..journal.reader import Run
@@ -59,6 +59,7 @@ def stand_at(run: Run, node: int, # whose path is followed
     torch.set_num_threads(run.machine['threads'])
     trainer, source = Trainer(config, [number]), None
     trainer.nodes = [path[0]]
+    seed_generators(config.seed)
     for file, lane in sources(run, node, step):
         try: load_lane(trainer, file, lane)
         except BadCheckpoint: continue # an older one serves as well, and `sdalab checkpoints verify` names what is damaged
@@ -150,7 +151,7 @@ def first_other_tensor(trainer: Trainer, file: Checkpoint, lane: int) -> str | N
     alone = len(file.header['state']['lanes']) == 1
     for name, t in trainer.tensors().items():
         kept = file.tensor(name) if alone else file.tensor(name, row=lane)[None]
-        if not torch.equal(t.cpu().contiguous().view(torch.uint8), kept.contiguous().view(torch.uint8)): return name
+        if not np.array_equal(raw_bytes(name, t), raw_bytes(name, kept)): return name
 
 # %% ../../nbs/checkpoints/45_branch.ipynb #922c35a2
 ABBREVIATIONS = {'lr_scale': 'learning_rate_scale', 'wd_scale': 'weight_decay_scale'}
@@ -188,8 +189,8 @@ def writing(run_dir):
     with Journal.open(run_dir, running=False) as journal:
         before = Run(run_dir).status()
         journal.set_status('running')
-        yield journal
-        journal.close('interrupted' if before == 'killed' else before)
+        try: yield journal
+        finally: journal.close('interrupted' if before == 'killed' else before)
 
 def keep_root(run: Run, journal: Journal, trainer: Trainer, # of one lane, at the fork
               parent: int, fork: int, source: str) -> int: # number of the checkpoint

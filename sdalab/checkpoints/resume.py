@@ -14,7 +14,7 @@ from typing import Callable
 import pandas as pd, torch
 from ..checked import BadInput
 from .codec import BadCheckpoint, Checkpoint
-from .snapshot import restore
+from .snapshot import restore, seed_generators
 from .store import Checkpointing, SavedState, Store
 from ..decisions.model import Decision
 from ..journal.reader import Run, reading
@@ -118,14 +118,18 @@ def train(config: TrainConfig, run_dir, # of the run; one that was interrupted g
     if run:
         check_same_text(run, trainer)
         torch.set_num_threads(run.machine['threads'])
-    with Journal.open(run_dir) if run else open_journal(trainer, run_dir) as journal:
+    with Journal.open(run_dir, running=False) if run else open_journal(trainer, run_dir) as journal:
         trainer.callbacks = [Checkpointing(run_dir, config.checkpoints)]
-        if run: _say_where(say, run, trainer, go_on(trainer, journal, run_dir))
+        seed_generators(config.seed)
+        if run: _take_up(trainer, journal, run, say)
         status = trainer.run(journal, seconds, report)
         journal.close(status)
     return status
 
-def _say_where(say, run, trainer, source):
+def _take_up(trainer, journal, run, say):
+    try: source = go_on(trainer, journal, run.run_dir)
+    except BadInput: journal.close(None); raise # refused, so the run stays what it was
+    journal.set_status('running')
     say(f"{run.name}: going on at step {trainer.state.step}, from {source or 'the beginning'}")
     if changed := machine_changes(run):
         say('not as when the run began, so its last bits may change from here on: ' + ', '.join(f'{key} {then} -> {now}' for key, (then, now) in changed.items()))

@@ -53,9 +53,11 @@ def check_module(model: nn.Module, vocabulary: int, context: int) -> None:
 def build_module(config: ModuleConfig, seed: int = 0, # of fresh weights
                 ) -> nn.Module:
     "The model. Raises `BadInput` for a folder without one."
+    from pickle import UnpicklingError
     from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
     if config.pretrained:
         try: return AutoModelForCausalLM.from_pretrained(config.pretrained, dtype=torch.float32) # whatever the file holds: bfloat16 is for autocast
+        except UnpicklingError: raise BadInput(f"pretrained = {config.pretrained!r}: opening its pickle would run code that it carries; take a folder with safetensors") from None
         except (OSError, ValueError) as e: raise BadInput(f"pretrained = {config.pretrained!r}: holds no causal language model ({str(e).splitlines()[0]})") from e
     layers, heads, width = SIZES[config.size]
     shape = GPT2Config(vocab_size=config.vocabulary, n_positions=config.context, n_embd=width, n_layer=layers, n_head=heads,
