@@ -8,7 +8,7 @@ BIN := .venv/bin
 SOURCES := requirements.lock settings.ini setup.py pyproject.toml
 READY := .venv/ready-$(shell cat $(SOURCES) | cksum | cut -d ' ' -f 1)
 
-.PHONY: help demo test docs bench lab browser lock
+.PHONY: help demo test docs bench soak lab browser lock
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -28,6 +28,9 @@ docs: $(READY) ## the chapters as a searchable site in _docs/
 
 bench: $(READY) ## speed and memory against their targets: a table, and bench.json
 	$(BIN)/python -m bench
+
+soak: $(READY) ## the long campaigns: 200 kills at random moments, 10,000 damaged files (about a quarter of an hour)
+	SDALAB_SOAK=1 $(BIN)/python -m pytest tests/test_codec.py tests/test_checkpoints.py --durations=4
 
 lab: $(READY) ## JupyterLab with the chapters
 	$(BIN)/jupyter lab --notebook-dir nbs

@@ -6,11 +6,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from bench.checkpoints import checkpoint_rows
 from bench.engine import engine_rows
 from bench.journal import journal_rows
 from sdalab.training.train import machine
 
-SUITES = {"engine": engine_rows, "journal": journal_rows}
+SUITES = {"engine": engine_rows, "journal": journal_rows, "checkpoints": checkpoint_rows}
 
 
 def shown(row) -> list[str]:

@@ -69,7 +69,7 @@ def what_happened(run_dir):
     "All of the journal but the clock: rows, tree, what is on disk."
     run = Run(run_dir)
     rows = run.signals().drop_vars("step_seconds").assign_attrs(run="")
-    nodes = run.nodes().drop(columns="created")
+    nodes = run.nodes().drop(columns=["created", "checkpoint"])  # how many files were written before is a matter of speed
     files = [(path.name, {name: Checkpoint(path).entry(name)["hash"] for name in Checkpoint(path).names}) for path in sorted((run.run_dir / "checkpoints").rglob("*.ptz"))]
     return rows, nodes, run.nonfinite().drop(columns="id"), files
 
@@ -111,6 +111,21 @@ def test_killed_at_any_moment_it_is_the_same_run(tmp_path, config):
     assert (resumed_at | set(events.query("kind == 'resume'").step)) - {0}, "some run went on from a checkpoint"
     assert what_happened(run_dir)[3][-1] == what_happened(tmp_path / "whole")[3][-1], "the last states are the same, too"
     assert not list(run_dir.rglob("*.tmp"))
+
+
+def dies_at_the_end(run_dir):
+    Checkpointing.on_train_end = lambda self, trainer, journal, status: os._exit(9)
+    train(STACKED, run_dir)
+
+
+def test_killed_between_the_last_step_and_the_end(tmp_path):
+    go(STACKED, tmp_path / "whole")
+    process = FRESH.Process(target=dies_at_the_end, args=(tmp_path / "r",))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 9 and Run(tmp_path / "r").status() == "killed"
+    assert go(STACKED, tmp_path / "r") == "finished" and Run(tmp_path / "r").checkpoints().step.max() == STACKED.steps
+    assert_same(tmp_path / "whole", tmp_path / "r")
 
 
 def test_interrupted_and_resumed_twice(tmp_path):
@@ -255,7 +270,10 @@ def test_a_pin_fetches_a_state_from_memory(tmp_path):
 
 
 def test_old_files_become_compact_and_no_run_goes_on_from_one(tmp_path):
-    go(STACKED.replace(steps=12, checkpoints=KEEPING | dict(kind="compact", keep=5, best=False)), tmp_path / "r")
+    def idle(trainer):
+        keeper = trainer.callbacks[0]
+        while keeper.running and not keeper.running[1].done(): time.sleep(0.01)
+    train(STACKED.replace(steps=12, checkpoints=KEEPING | dict(kind="compact", keep=5, best=False)), tmp_path / "r", report=idle)
     table = Run(tmp_path / "r").checkpoints().drop_duplicates("path").set_index("step")
     assert table.kind.to_dict() == {3: "compact", 6: "compact", 9: "compact", 12: "exact"}
     files = {step: Checkpoint(tmp_path / "r" / path) for step, path in table.path.items()}

@@ -113,7 +113,7 @@ def train(config: TrainConfig, run_dir, # of the run; one that was interrupted g
     run_dir, run = Path(run_dir).absolute(), None
     if (run_dir/'journal.db').exists():
         check_same_run(run := Run(run_dir), config)
-        if is_complete(run, 0, config.steps): raise BadInput(f"run = {run.name!r}: has taken all of its {config.steps} steps; choose another --name, branch it, or delete it with: sdalab runs delete {run.name}")
+        if run.status() == 'finished': raise BadInput(f"run = {run.name!r}: has taken all of its {config.steps} steps; choose another --name, branch it, or delete it with: sdalab runs delete {run.name}")
     trainer = Trainer(config)
     if run:
         check_same_text(run, trainer)
