@@ -12,9 +12,10 @@ __all__ = ['STATE_VERSION', 'state_schema', 'describe', 'check_state', 'seed_gen
 import random, re
 from dataclasses import dataclass
 from functools import cache
-import numpy as np, psutil, torch, yaml
+import numpy as np, torch, yaml
 from torch import Tensor
 from ..checked import BadInput, data_file
+from .codec import raw_bytes
 from ..training.configuration import differences
 from ..training.train import Trainer
 
@@ -102,7 +103,9 @@ class SnapshotPool:
         for name, t in (trainer.tensors() | generators).items():
             kept = buffers.get(name)
             if kept is None or kept.shape != t.shape or kept.dtype != t.dtype: kept = torch.empty(t.shape, dtype=t.dtype, pin_memory=t.is_cuda)
-            tensors[name] = kept.copy_(t, non_blocking=t.is_cuda)
+            tensors[name] = kept
+            if t.is_cuda: kept.copy_(t, non_blocking=True)
+            else: np.copyto(raw_bytes(name, kept), raw_bytes(name, t)) # in this thread: waking others costs milliseconds
         if torch.cuda.is_initialized(): torch.cuda.synchronize()
         return Snapshot(trainer.state_dict() | {'generators': plain}, tensors)
 
