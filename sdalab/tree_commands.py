@@ -89,6 +89,7 @@ def branch_command(
     out.print(f'tree:    sdalab tree {name}\nverify:  sdalab replay {name} NODE', markup=False, highlight=False)
     if interrupt.asked: raise typer.Exit(130)
 
+# %% ../nbs/89_tree_commands.ipynb #80f85461
 def outcomes(run: Run, forks: list[int]) -> pd.DataFrame: # one row a future
     "What became of the futures: their losses, and their mean paired difference to the path they left."
     nodes, rows = run.nodes().set_index('node'), []
@@ -114,6 +115,7 @@ def _trunk(nodes, first) -> int: # where the path that was left ends
     while len(on := nodes[(nodes.parent == node) & (nodes.fork == nodes.loc[node, 'fork'])]): node = int(on.index[0])
     return node
 
+# %% ../nbs/89_tree_commands.ipynb #8aade3fa
 def replay_command(name: Annotated[str, typer.Argument(metavar='RUN')], node: int, root: RootOption = ROOT):
     "Run a segment again and compare every row and every checkpoint on the way: identical to the bit, or where it parts (exit code 1)."
     run = find_run(name, root)

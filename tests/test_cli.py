@@ -102,7 +102,9 @@ def test_a_name_is_taken_and_a_run_in_use(tmp_path):
     assert process.returncode == 130 and "interrupted" in out and "to go on" in out and "Traceback" not in err
     assert Run(tmp_path / "runs" / "busy").status() == "interrupted"
     code, _, err = sdalab(tmp_path, "train", *QUICK, "--name", "busy")
-    assert code == 2 and "sdalab runs delete busy" in err
+    assert code == 2 and "steps = 2000: the run 'busy' was begun with 100000" in err
+    code, out, err = sdalab(tmp_path, "train", *QUICK, "--steps", "100000", "--name", "busy", "--seconds", "1")
+    assert code == 0 and "busy: going on at step" in err and "out of time" in out, "the same command goes on"
 
 
 def test_kill_leaves_a_journal_that_opens(tmp_path):
@@ -115,8 +117,77 @@ def test_kill_leaves_a_journal_that_opens(tmp_path):
     assert run.status() == "killed" and losses.shape[1] > 20 and bool(losses.notnull().all())
     with sqlite3.connect(tmp_path / "runs" / "killed" / "journal.db") as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    code, _, err = sdalab(tmp_path, "train", *QUICK, "--name", "killed")
-    assert code == 2 and "killed" in err
+    code, _, err = sdalab(tmp_path, "train", *QUICK, "--steps", "100000", "--name", "killed", "--seconds", "1")
+    assert code == 0 and "killed: going on at step" in err and "rewind" in set(run.events().kind)
+
+
+def test_tree_branch_replay_and_checkpoints(tmp_path):
+    words = *QUICK, "--steps", "40", "--name", "t", "--set", "checkpoints.every=15", "--set", "evaluate_every=20"
+    assert sdalab(tmp_path, "train", *words)[0] == 0
+    code, _, err = sdalab(tmp_path, "train", *words)
+    assert code == 2 and "finished run of that name" in err
+    code, out, err = sdalab(tmp_path, "branch", "t", "--at", "22", "--set", "lr_scale=0.5,momentum_reset=true", "--set", "noop", "--steps", "10")
+    assert code == 0 and "fork 1: 2 futures of node 1 from step 22" in err and "learning_rate_scale=0.5" in out and "noop" in out, err
+    code, out, _ = sdalab(tmp_path, "tree", "t")
+    assert code == 0 and "3 nodes, 1 fork," in out and "fork 1: learning_rate_scale=0.5, momentum_reset=True  steps 22–31" in out
+    code, out, _ = sdalab(tmp_path, "replay", "t", "2")
+    assert code == 0 and "node 2, steps 22 to 31" in out and "identical to the bit" in out
+    with sqlite3.connect(tmp_path / "runs/t/journal.db") as db:
+        db.execute("UPDATE steps SET gradient_norm = gradient_norm * 2 WHERE node = 2 AND step = 25")
+        db.execute("DELETE FROM packs")
+    db.close()
+    code, out, _ = sdalab(tmp_path, "replay", "t", "2")
+    assert code == 1 and "step 25 differs first: gradient_norm was" in out
+    code, out, _ = sdalab(tmp_path, "checkpoints", "list", "t")
+    assert code == 0 and all(words in out for words in ("cp_40.ptz", "fork_1/cp_22.ptz", "best", "fork 1"))
+    assert sdalab(tmp_path, "checkpoints", "pin", "t", "30", "--note", "keep me")[0] == 0
+    assert "keep me" in sdalab(tmp_path, "checkpoints", "list", "t")[1]
+    assert "first_moment" in sdalab(tmp_path, "checkpoints", "show", "t", "30")[1]
+    code, out, _ = sdalab(tmp_path, "checkpoints", "prune", "t")
+    assert code == 0 and "removed checkpoints/cp_15.ptz" in out and not (tmp_path / "runs/t/checkpoints/cp_15.ptz").exists()
+    damaged = tmp_path / "runs/t/checkpoints/cp_30.ptz"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    code, out, _ = sdalab(tmp_path, "checkpoints", "verify", "t")
+    assert code == 1 and "damaged: " in out and "cp_30.ptz: is cut off or damaged" in out
+    assert Run(tmp_path / "runs/t").status() == "finished"
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["tree", "b"], "run = 'b': none of that name"),
+    (["branch", "a", "--at", "99", "--set", "noop"], "at = 99: the path to node 1 can be left at steps 0 to 6"),
+    (["branch", "a", "--at", "3", "--set", "lr_scle=2"], "lr_scle is not a field of Decision"),
+    (["branch", "a", "--at", "3", "--set", "lr_scale=-1"], "learning_rate_scale = -1.0: should be greater than or equal to 0"),
+    (["branch", "a", "--at", "3", "--set", "noop", "--node", "7"], "node = 7: the run has nodes 1 to 1"),
+    (["replay", "a", "7"], "node = 7: the run has nodes 1 to 1"),
+    (["checkpoints", "show", "a", "5"], "step = 5: no checkpoint of that step in fork 0; there are 6"),
+    (["checkpoints", "pin", "a", "5"], "step = 5: no checkpoint of that step"),
+    (["checkpoints", "export", "a", "6", "out"], "only a module-engine run can be exported"),
+    (["train", "--set", "checkpoints.every=0"], "checkpoints.every = 0"),
+    (["train", "--set", "checkpoints.kind=tiny"], "checkpoints.kind = 'tiny'"),
+])
+def test_bad_input_to_the_tree_commands(small_run, words, sentence):
+    code, _, err = sdalab(small_run, *words)
+    assert code == 2 and sentence in err and "Traceback" not in err and len(err.strip().splitlines()) == 1, err
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+    assert sdalab(folder, "train", *QUICK, "--steps", "6", "--name", "a")[0] == 0
+    (folder / "empty").mkdir()
+    return folder
+
+
+def test_pins_of_a_living_run(tmp_path):
+    process = start(tmp_path, "train", *QUICK, "--steps", "100000", "--name", "alive", "--set", "checkpoints.memory_every=5", "--set", "checkpoints.memory_keep=400")
+    wait_for_step(tmp_path, "alive", 12)
+    assert sdalab(tmp_path, "checkpoints", "pin", "alive", "10", "--note", "calm")[0] == 0
+    code, _, err = sdalab(tmp_path, "branch", "alive", "--at", "5", "--set", "noop", "--steps", "2")
+    assert code == 3 and "in use by the live process" in err
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    table = Run(tmp_path / "runs" / "alive").checkpoints().set_index("step")
+    assert process.returncode == 130 and table.pins[10] == ["calm"]
 
 
 def test_every_lane_diverged(tmp_path):

@@ -137,6 +137,7 @@ def replay(run_dir, node: int, # to run again
     trainer, source = stand_at(run, node, int(own[0]))
     found, compared, on_path = [], [], sources(run, node, int(own[-1]) + 1)
     def compare(trainer):
+        "The state of this moment with the files that hold it."
         if report: report(trainer)
         for path, lane in on_path:
             name = str(path.relative_to(run.run_dir))

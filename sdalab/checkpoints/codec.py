@@ -294,6 +294,7 @@ def _tensor(self: Checkpoint, name: str, parts: list) -> Tensor:
 
 def _as_tensor(raw, dtype): return torch.from_numpy(raw).view(dtype) if len(raw) else torch.empty(0, dtype=dtype)
 
+# %% ../../nbs/checkpoints/41_codec.ipynb #c87e7bc8
 @patch
 def tensors(self: Checkpoint, names: list[str] | None = None, # none: all
             threads: int | None = None, # that decompress; none: one a core
@@ -307,6 +308,7 @@ def tensors(self: Checkpoint, names: list[str] | None = None, # none: all
         for _ in ahead(pool, self._read_chunk, work, 2 * threads): pass
     return {name: self._tensor(name, raw) for name, raw in parts.items()}
 
+# %% ../../nbs/checkpoints/41_codec.ipynb #c407f187
 @patch
 def tensor(self: Checkpoint, name: str,
            row: int | None = None, # of the first axis; none: all of it

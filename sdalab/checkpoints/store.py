@@ -52,6 +52,7 @@ class SavedState:
     kind: str # 'exact' or 'compact'
     pins: list[str] = field(default_factory=list) # why it must be kept
 
+# %% ../../nbs/checkpoints/43_store.ipynb #19dda9fb
 class Store:
     "The checkpoint files of one fork of a run, oldest first."
     def __init__(self, run_dir, journal: Journal, fork: int = 0):
@@ -208,6 +209,7 @@ def _settle(self: Checkpointing, journal):
         job, self.waiting = self.waiting, None
         self.running = job, self.thread.submit(write_snapshot, self.run_dir/job.path, job.header, job.snapshot)
 
+# %% ../../nbs/checkpoints/43_store.ipynb #5482d68b
 @patch
 def _finish(self: Checkpointing, journal, job: Job, written: Future):
     self.running = None
@@ -234,6 +236,7 @@ def _tidy(self: Checkpointing, journal):
             file.kind = 'compact'
             self._chore(journal, file, make_compact, lambda size, file=file: journal.replace_checkpoint(file.path, 'compact', size), self.run_dir/file.path)
 
+# %% ../../nbs/checkpoints/43_store.ipynb #12eb2510
 @patch
 def _chore(self: Checkpointing, journal, file, work, then, *arguments):
     "Work on a file in the thread, and what to do with its result; a failure is an event."

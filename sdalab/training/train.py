@@ -270,6 +270,7 @@ def follow_plan(self: Trainer, journal: Journal | None = None):
     "Take again what was decided at this step."
     while self.plan and self.plan[0].step == self.state.step: self._enter(self.plan.popleft(), journal)
 
+# %% ../../nbs/training/20_train.ipynb #c3b94668
 @patch
 def _obey_all(self: Trainer, journal, ended: Callable) -> bool: # whether to go on
     "Carry out what is pending; wait here while paused."
