@@ -89,10 +89,10 @@ def speed_rows(state, folder: Path):
     }, rounds=7, seconds=2.0)
     speed = {name: raw / t / 1e9 for name, t in times.items()}
     shown = lambda *names: ", ".join(f"{name} {speed[name]:.2f}" for name in names)
-    yield Row("compressing and writing, a core", speed["write, a core"], "GB/s", shown("torch.save", "safetensors saves"), limit=shown("zstd compresses") + " GB/s on the shuffled bytes alone", target=">= 0.5")
+    yield Row("compressing and writing, a core", speed["write, a core"], "GB/s", shown("torch.save", "safetensors saves"), limit=shown("zstd compresses") + " GB/s on the shuffled bytes alone", target=f">= {min(0.5, speed['zstd compresses']):.2f}")
     yield Row(f"compressing and writing, {CORES} cores", speed["write"], "GB/s")
-    yield Row("restoring, a core", speed["read, a core"], "GB/s", shown("torch.load", "safetensors loads"), limit=shown("zstd decompresses") + " GB/s, without unshuffling, hashing or fresh memory")
-    yield Row(f"restoring, {CORES} cores", speed["read"], "GB/s", target=">= 1")
+    yield Row("restoring, a core", speed["read, a core"], "GB/s", shown("torch.load", "safetensors loads"), limit=shown("zstd decompresses") + " GB/s, without unshuffling, hashing or fresh memory", target=f">= {min(1.0, speed['zstd decompresses']):.2f}")
+    yield Row(f"restoring, {CORES} cores", speed["read"], "GB/s")
 
 
 def copy_row(what: str, trainer) -> Row:

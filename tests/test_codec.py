@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -16,6 +17,7 @@ import torch
 import zstandard
 from xxhash import xxh3_128_digest, xxh3_128_hexdigest
 
+from sdalab.checked import BadInput
 from sdalab.checkpoints.codec import CHUNK, MAGIC, PREAMBLE, VERSION, BadCheckpoint, Checkpoint, sweep, write_checkpoint
 
 FLIPS = 10_000 if os.environ.get("SDALAB_SOAK") else 500
@@ -203,3 +205,53 @@ def test_a_compact_file_says_so_and_is_close(whole):
     assert torch.equal(file.tensor("parameters"), exact["parameters"])
     for name in COMPACT: assert (file.tensor(name) - exact[name]).norm() < 0.03 * exact[name].norm()
     assert torch.equal(file.tensor("first", row=1), file.tensor("first")[1])
+
+
+def test_headers_that_nobody_could_have_written(tmp_path):
+    path, none = tmp_path / "cp_1.ptz", xxh3_128_hexdigest(b"")
+    for header in (entry([4], 16.0, [[[4] * 4, "0" * 32]]), entry([2**61, 2**61, 0], 0, []), entry([2**61] * 100_000, 0, []), entry([1] * 65, 4, [[[1] * 4, "0" * 32]])):
+        begun = time.perf_counter()
+        assert "makes no sense" in refused(forge(path, header, bytes(16))) and time.perf_counter() - begun < 2
+    twice = '"w": {"dtype": "float32", "shape": [0], "codec": "exact", "streams": [[4, 0, [], "%s"]]}' % none
+    assert "occurs twice" in refused(forge(path, ('{"kind": "exact", "tensors": {%s, %s}}' % (twice, twice)).encode()))
+    codes, scales = b"\xff" * 4096, bytes(64)
+    streams = [[1, 4096, [[[4096], xxh3_128_hexdigest(codes)]], xxh3_128_hexdigest(codes)], [4, 64, [[[16] * 4, xxh3_128_hexdigest(scales)]], xxh3_128_hexdigest(scales)]]
+    header = dict(kind="compact", tensors=dict(w=dict(dtype="float32", shape=[4096], codec="squared", streams=streams)))
+    assert "w: holds a code that stands for nothing" in refused(forge(path, header, codes + scales))
+
+
+def test_what_is_not_even_a_file(tmp_path):
+    assert "is not a file" in refused(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    assert "is not a file" in refused(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("header, compact, words", [
+    (dict(kind="mine"), {}, "header.kind: is a key of the file's own"),
+    ({}, dict(first="signd"), "compact.first = 'signd'"),
+    ({}, dict(step="signed"), "step: is to be compact, but torch.int64"),
+])
+def test_requests_that_are_refused(tmp_path, header, compact, words):
+    with pytest.raises(BadInput, match=words): write_checkpoint(tmp_path / "cp_1.ptz", header, state(n=3), compact)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_header_without_end_is_refused(tmp_path):
+    ring = []
+    ring.append(ring)
+    with pytest.raises(BadInput, match="plain JSON"): write_checkpoint(tmp_path / "cp_1.ptz", dict(ring=ring), {})
+
+
+def test_the_hash_tells_scaled_moments_apart(tmp_path):
+    first = state()["first"]
+    for i in (1, 2): write_checkpoint(tmp_path / f"cp_{i}.ptz", {}, dict(first=i * first), dict(first="signed"))
+    one, two = (Checkpoint(tmp_path / f"cp_{i}.ptz") for i in (1, 2))
+    assert torch.equal(one.tensor("first") * 2, two.tensor("first")) and one.entry("first")["hash"] != two.entry("first")["hash"]
+
+
+def test_two_threads_may_write_one_name(tmp_path):
+    path = tmp_path / "cp_1.ptz"
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda i: write_checkpoint(path, dict(i=i), dict(w=torch.full((300_000,), float(i))), overwrite=True), range(20)))
+    file = Checkpoint(path)
+    assert (file.tensor("w") == file.header["i"]).all() and list(tmp_path.iterdir()) == [path]

@@ -6,12 +6,12 @@ Docs: https://sdalab.github.io/sdalab/checkpoints/codec.html.md"""
 
 # %% auto #0
 __all__ = ['LEVEL', 'PIECE', 'WAYS', 'contexts', 'CHUNK', 'DTYPES', 'SMALLEST', 'MAGIC', 'VERSION', 'PREAMBLE', 'LONGEST_HEADER',
-           'LOOKS', 'Contexts', 'best_way', 'shuffle', 'unshuffle', 'pack_chunk', 'unpack_chunk', 'Entry', 'raw_bytes',
-           'ahead', 'streams', 'chunks_of', 'replacing', 'sweep', 'write_checkpoint', 'BadCheckpoint', 'read_header',
-           'check_entries', 'Checkpoint']
+           'MOST_AXES', 'LOOKS', 'Contexts', 'best_way', 'shuffle', 'unshuffle', 'pack_chunk', 'unpack_chunk', 'Entry',
+           'raw_bytes', 'ahead', 'streams', 'chunks_of', 'replacing', 'sweep', 'check_request', 'write_checkpoint',
+           'BadCheckpoint', 'read_header', 'check_entries', 'Checkpoint']
 
 # %% ../../nbs/checkpoints/41_codec.ipynb #ac798592
-import json, math, os, threading
+import json, math, os, stat, threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ import numpy as np, psutil, torch, zstandard
 from torch import Tensor
 from xxhash import xxh3_128_digest, xxh3_128_hexdigest
 from ..checked import BadInput
-from .moments import BLOCK, KINDS, decode, encode
+from .moments import BLOCK, KINDS, code_values, decode, encode
 
 # %% ../../nbs/checkpoints/41_codec.ipynb #5fb95078
 LEVEL = 1 # of zstd; higher ones cost several times the time for less than a per cent
@@ -133,7 +133,7 @@ PREAMBLE = 44 # bytes: magic 8, version 4, place of the header 8, its length 8, 
 def replacing(path: Path, overwrite: bool):
     "A file to write to, which takes its name when it is whole and on the disk. Raises `BadInput` for a name that is taken."
     if path.exists() and not overwrite: raise BadInput(f"{path}: exists already; nothing is overwritten unless asked")
-    draft = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    draft = path.with_name(f'.{path.name}.{os.getpid()}-{threading.get_ident()}.tmp') # no two threads share one
     try:
         with open(draft, 'wb') as file:
             yield file
@@ -149,6 +149,14 @@ def sweep(folder) -> None:
     "Remove what writers that died left half-written."
     for draft in Path(folder).glob('.*.ptz.*.tmp'): draft.unlink(missing_ok=True)
 
+def check_request(header: dict, tensors: dict[str, Tensor], compact: dict[str, str]) -> None:
+    "Raises `BadInput` for a header with keys of the codec's own, or a moment that cannot be kept in 8 bits."
+    for key in header.keys() & {'kind', 'tensors'}: raise BadInput(f"header.{key}: is a key of the file's own; give it another name")
+    for name, kind in compact.items():
+        if name not in tensors: raise BadInput(f"{name}: is to be compact, but there is no such tensor")
+        if kind not in KINDS: raise BadInput(f"compact.{name} = {kind!r}: should be one of {', '.join(KINDS)}")
+        if not tensors[name].is_floating_point(): raise BadInput(f"{name}: is to be compact, but {tensors[name].dtype} is kept exactly; leave it out")
+
 def write_checkpoint(path, header: dict, # the caller's, plain JSON
                      tensors: dict[str, Tensor],
                      compact: dict[str, str] | None = None, # name -> 'signed' or 'squared': moments to keep in 8 bits
@@ -157,7 +165,7 @@ def write_checkpoint(path, header: dict, # the caller's, plain JSON
                     ) -> int: # bytes written
     "Write a checkpoint file; whatever goes wrong, the file that was there before stays. Raises `BadInput` for a tensor of unknown type or a header that is not JSON."
     path, compact, threads = Path(path), compact or {}, threads or os.cpu_count()
-    for name in compact.keys() - tensors.keys(): raise BadInput(f"{name}: is to be compact, but there is no such tensor")
+    check_request(header, tensors, compact)
     whole = dict(header) | dict(kind='compact' if compact else 'exact', tensors={})
     with replacing(path, overwrite) as file, ThreadPoolExecutor(threads) as pool:
         file.write(bytes(PREAMBLE))
@@ -165,7 +173,7 @@ def write_checkpoint(path, header: dict, # the caller's, plain JSON
             file.write(stored)
             facts.append(fact)
         try: text = json.dumps(whole).encode()
-        except TypeError as problem: raise BadInput(f"header of {path}: should be plain JSON ({problem})") from None
+        except (TypeError, ValueError, RecursionError) as problem: raise BadInput(f"header of {path}: should be plain JSON ({problem})") from None
         place = file.tell()
         file.write(text)
         file.seek(0)
@@ -174,12 +182,18 @@ def write_checkpoint(path, header: dict, # the caller's, plain JSON
 
 # %% ../../nbs/checkpoints/41_codec.ipynb #ea6e46f7
 LONGEST_HEADER = 256 << 20 # bytes
+MOST_AXES = 64 # of a tensor
 
 class BadCheckpoint(BadInput):
     "A file that is not a whole checkpoint. The message names the file, and the tensor where it is one."
 
 LOOKS = {b'PK\x03\x04': 'a zip archive, such as torch.save writes, with a pickle in it; no pickle is opened here', b'\x80': 'a pickle; no pickle is opened here', b'\x1f\x8b': 'gzip',
          b'\x28\xb5\x2f\xfd': 'a bare zstd frame', b'\x89PTZ\n': 'a checkpoint whose line ends a transfer has changed'}
+
+def _once(pairs: list) -> dict:
+    made = dict(pairs)
+    if len(made) < len(pairs): raise ValueError('a key occurs twice')
+    return made
 
 def read_header(path: Path, fd: int) -> tuple[dict, int]: # the header, and where it begins
     "Preamble and header, checked. Raises `BadCheckpoint`."
@@ -193,30 +207,29 @@ def read_header(path: Path, fd: int) -> tuple[dict, int]: # the header, and wher
     if length > LONGEST_HEADER: raise BadCheckpoint(f"{path}: its header would be {length} bytes long; more than {LONGEST_HEADER} are refused")
     text = os.pread(fd, length, place)
     if xxh3_128_digest(text) != preamble[28:]: raise BadCheckpoint(f"{path}: its header is damaged")
-    try: header = json.loads(text)
-    except (ValueError, RecursionError) as problem: raise BadCheckpoint(f"{path}: its header is not JSON ({type(problem).__name__})") from None
+    try: header = json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as problem: raise BadCheckpoint(f"{path}: its header is not JSON ({problem})") from None
     return header, place
 
 # %% ../../nbs/checkpoints/41_codec.ipynb #bca491e1
 def check_entries(path: Path, header, place: int) -> None:
     "Raises `BadCheckpoint` where the tensors' entries do not fit each other or the file."
     if not isinstance(header, dict) or header.get('kind') not in ('exact', 'compact') or not isinstance(header.get('tensors'), dict): raise BadCheckpoint(f"{path}: its header names no kind or no tensors")
-    end, total = PREAMBLE, 0
+    end = PREAMBLE
     for name, entry in header['tensors'].items():
-        try: size, streams = _check_entry(entry)
+        try: streams = _check_entry(entry)
         except (KeyError, TypeError, ValueError, AttributeError) as problem: raise BadCheckpoint(f"{path}: {name}: its entry in the header makes no sense ({problem})") from None
-        total += size
         end += sum(sum(lengths) for stream in streams for lengths, _ in stream.chunks)
     if end != place: raise BadCheckpoint(f"{path}: its tensors should end at byte {end}, and its header begins at {place}")
-    if total > (room := psutil.virtual_memory().available): raise BadCheckpoint(f"{path}: its tensors take {total / 2**30:.1f} GiB, and this machine has {room / 2**30:.1f} free")
 
 def _is_count(n) -> bool: return type(n) is int and 0 <= n < 2**62
 
-def _check_entry(entry) -> tuple[int, list[Entry]]: # raw bytes of the tensor, its streams
+def _check_entry(entry) -> list[Entry]: # its streams
     width, shape = DTYPES[entry['dtype']].itemsize, entry['shape']
-    if not isinstance(shape, list) or not all(map(_is_count, shape)): raise ValueError(f'shape {shape!r}')
+    if not isinstance(shape, list) or len(shape) > MOST_AXES or not all(map(_is_count, shape)) or math.prod(max(n, 1) for n in shape) >= 2**62: raise ValueError(f'shape {str(shape)[:80]}')
     n, streams = math.prod(shape), [Entry(*stream) for stream in entry['streams']]
     wanted = [(width, n * width)] if entry['codec'] == 'exact' else [(1, n), (4, 4 * -(-n // BLOCK))]
+    if not all(type(number) is int for s in streams for number in (s.width, s.nbytes)): raise ValueError('sizes that are no whole numbers')
     if entry['codec'] not in ('exact', *KINDS) or [(s.width, s.nbytes) for s in streams] != wanted: raise ValueError('sizes that do not fit the shape')
     for s in streams:
         if len(s.chunks) != -(-s.nbytes // CHUNK): raise ValueError('a number of chunks that does not fit the size')
@@ -224,7 +237,7 @@ def _check_entry(entry) -> tuple[int, list[Entry]]: # raw bytes of the tensor, i
             plane = min(CHUNK, s.nbytes - i * CHUNK) // s.width
             if len(lengths) != s.width or not all(_is_count(length) and length <= plane for length in lengths): raise ValueError('planes longer than they may be')
             if not isinstance(digest, str) or not isinstance(s.hash, str): raise ValueError('no hashes')
-    return n * width, streams
+    return streams
 
 # %% ../../nbs/checkpoints/41_codec.ipynb #7c1ca114
 class Checkpoint:
@@ -247,17 +260,20 @@ class Checkpoint:
     @property
     def names(self) -> list[str]: "Of the tensors, in the order of the file."; return list(self._entries)
 
-    def entry(self, name: str) -> dict: # dtype, shape, codec, and the hash of the raw bytes (of a compact tensor: of its codes)
+    def entry(self, name: str) -> dict: # dtype, shape, codec, and the hash of the raw bytes (of a compact tensor: of the hashes of its codes and scales)
         "What the header says of a tensor. Raises `BadInput` for one that is not there."
         if name not in self._entries: raise BadInput(f"{name}: {self.path} holds no such tensor; it holds {', '.join(self.names)}")
         entry = self._entries[name]
-        return {key: entry[key] for key in ('dtype', 'shape', 'codec')} | {'hash': self._streams[name][0][1].hash}
+        hashes = [stream.hash for _, stream in self._streams[name]]
+        return {key: entry[key] for key in ('dtype', 'shape', 'codec')} | {'hash': hashes[0] if len(hashes) == 1 else xxh3_128_hexdigest(''.join(hashes).encode())}
 
     @contextmanager
     def _opened(self):
-        try: fd = os.open(self.path, os.O_RDONLY)
+        try: fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK) # a pipe would wait for somebody to write
         except OSError as problem: raise BadCheckpoint(f"{self.path}: cannot be read ({problem.strerror})") from None
-        try: yield fd
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode): raise BadCheckpoint(f"{self.path}: is not a file")
+            yield fd
         finally: os.close(fd)
 
 # %% ../../nbs/checkpoints/41_codec.ipynb #75f1ff47
@@ -289,6 +305,7 @@ def _tensor(self: Checkpoint, name: str, parts: list) -> Tensor:
         if xxh3_128_hexdigest(raw) != stream.hash: raise BadCheckpoint(f"{self.path}: {name}: is not what was written")
     entry = self._entries[name]
     values = _as_tensor(parts[0], torch.uint8 if entry['codec'] != 'exact' else DTYPES[entry['dtype']])
+    if entry['codec'] != 'exact' and len(values) and values.max() >= len(code_values(entry['codec'])): raise BadCheckpoint(f"{self.path}: {name}: holds a code that stands for nothing")
     if entry['codec'] != 'exact': values = decode(values, _as_tensor(parts[1], torch.float32), entry['codec']).to(DTYPES[entry['dtype']])
     return values.view(entry['shape'])
 
@@ -301,7 +318,8 @@ def tensors(self: Checkpoint, names: list[str] | None = None, # none: all
            ) -> dict[str, Tensor]:
     "Tensors by name. Raises `BadCheckpoint` for one that is damaged, `BadInput` for one that is not there."
     names, threads = self.names if names is None else names, threads or os.cpu_count()
-    for name in names: self.entry(name)
+    needed = sum(DTYPES[self.entry(name)['dtype']].itemsize * math.prod(self.entry(name)['shape']) for name in names)
+    if needed > (room := psutil.virtual_memory().available): raise BadCheckpoint(f"{self.path}: {', '.join(names[:3])}: would take {needed / 2**30:.1f} GiB, and this machine has {room / 2**30:.1f} free")
     parts = {name: [] for name in names}
     with self._opened() as fd, ThreadPoolExecutor(threads) as pool:
         work = (chunk for name in names for at, stream in self._streams[name] for chunk in self._chunks(fd, name, at, stream, parts[name]))
