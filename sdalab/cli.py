@@ -232,19 +232,18 @@ def sized(config, seconds: float):
 def show_result(run: Run, status: str):
     "Table, picture, and what to try next."
     from sdalab.evaluation.outcome import summary
-    lanes = summary(run, fork=0).drop(columns=['fork', 'node'])
+    lanes = summary(run, fork=0)
     if lanes.train_loss.isna().all(): return out.print(f'{run.name}: {status} before its first step', markup=False)
-    out.print(table(lanes.drop(columns='seed'), f'{run.name}: {status}'))
+    out.print(table(lanes.drop(columns=['seed', 'fork', 'node']), f'{run.name}: {status}'))
     picture(run, lanes, path := run.run_dir/'losses.png')
-    steps, node = int(run.progress()['step']), int(run.nodes().node[0])
     best = lanes.loc[lanes.validation_loss.idxmin()] if lanes.validation_loss.notna().any() else lanes.loc[lanes.train_loss.idxmin()]
     out.print(f'''picture: {path}
 
 What to try next
   look again:     panel serve dashboards/live.py --address 127.0.0.1 --show
   as a tree:      sdalab tree {run.name}
-  another future: sdalab branch {run.name} --at {steps // 2} --node {node} --set lr_scale=0.5 --set noop --steps 100
-  the same again: sdalab replay {run.name} {node}
+  another future: sdalab branch {run.name} --at {best.steps // 2} --node {best.node} --set lr_scale=0.5 --set noop --steps 100
+  the same again: sdalab replay {run.name} {best.node}
   train longer:   sdalab train edge-95k --set optimizer.learning_rate={best.learning_rate:g} --name longer
   your own text:  sdalab train edge-95k --set corpus.path=FILE.txt --name mine
   the lessons:    make lab''', markup=False, highlight=False)

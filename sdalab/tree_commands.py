@@ -214,7 +214,7 @@ def unpin_command(name: RunArgument, step: int, fork: ForkOption = 0, root: Root
     out.print(f'{name}: step {step} is no longer pinned', markup=False)
 
 @checkpoints_app.command('prune')
-def prune_command(name: RunArgument, keep: Annotated[int, typer.Option(help='Latest unpinned files to keep, in each fork.', min=1)] = 1,
+def prune_command(name: RunArgument, keep: Annotated[int, typer.Option(help='Latest regular files to keep, in each fork.', min=1)] = 1,
                   dry_run: Annotated[bool, typer.Option('--dry-run', help='Say what would go, and remove nothing.')] = False, root: RootOption = ROOT):
     "Remove files that nobody pinned, but for the latest."
     from sdalab.checkpoints.store import Store
@@ -222,7 +222,7 @@ def prune_command(name: RunArgument, keep: Annotated[int, typer.Option(help='Lat
     with Journal.open(run.run_dir, running=False) as journal:
         for fork in sorted(run.checkpoints().fork.unique()):
             store = Store(run.run_dir, journal, int(fork))
-            for file in store.superfluous(keep):
+            for file in store.superfluous(keep, run.config['checkpoints']['every']):
                 gone += (size := (run.run_dir/file.path).stat().st_size)
                 out.print(f"{'would remove' if dry_run else 'removed'} {file.path} ({size / 1e6:.1f} MB)", markup=False)
                 if not dry_run:

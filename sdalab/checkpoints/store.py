@@ -105,10 +105,12 @@ class Store:
             if file.step == step: return file
         raise BadInput(f"step = {step}: no checkpoint of that step; there are {', '.join(str(f.step) for f in self.files) or 'none yet'}")
 
-    def superfluous(self, keep: int) -> list[SavedState]:
-        "What retention may remove: all that nobody pinned, but for the latest `keep` and the latest exact one."
-        exact = [f for f in self.files if f.kind == 'exact']
-        return [f for f in [f for f in self.files if not f.pins][:-keep] if f is not (exact or [None])[-1]]
+    def superfluous(self, keep: int, # latest regular ones to keep
+                    every: int = 1, # steps between regular ones
+                   ) -> list[SavedState]:
+        "What retention may remove: all that nobody pinned, but for the latest `keep` regular ones and the latest exact one."
+        kept = [f for f in self.files if f.step % every == 0][-keep:] + [f for f in self.files if f.kind == 'exact'][-1:]
+        return [f for f in self.files if not f.pins and not any(f is other for other in kept)]
 
 # %% ../../nbs/checkpoints/43_store.ipynb #afd26f02
 def write_snapshot(path: Path, header: dict, snapshot: Snapshot) -> int: # bytes
@@ -228,7 +230,7 @@ def _finish(self: Checkpointing, journal, job: Job, written: Future):
 @patch
 def _tidy(self: Checkpointing, journal):
     "Retention: remove what is superfluous, and compact all but the latest."
-    for file in self.store.superfluous(self.config.keep):
+    for file in self.store.superfluous(self.config.keep, self.config.every):
         self.store.forget(file)
         self._chore(journal, file, (self.run_dir/file.path).unlink, lambda done: None)
     if self.config.kind == 'compact':
