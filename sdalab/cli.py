@@ -117,6 +117,8 @@ def finish(run: Run, status: str):
     lanes = summary(run, fork=0).drop(columns=['fork', 'node'])
     out.print(table(lanes, f'{run.name}: {status}, losses in nats per token and bits per character'))
     out.print(f'look:    sdalab runs show {run.name}\nwatch:   panel serve dashboards/live.py --address 127.0.0.1\ntree:    sdalab tree {run.name}\nexport:  sdalab runs export {run.name}', markup=False, highlight=False)
+    failed = run.events().query("kind == 'checkpoint_failed'")
+    if len(failed): say(f"{len(failed)} checkpoint{'s' if len(failed) > 1 else ''} could not be written, the last at step {failed.step.iloc[-1]}: {failed.detail.iloc[-1]['reason']}")
     if status in ('interrupted', 'out of time'):
         out.print('to go on: the same command; it takes up the last checkpoint, to the bit', markup=False, highlight=False)
     if status == 'interrupted': raise typer.Exit(130)
@@ -256,6 +258,7 @@ def main():
     except BadInput as e: _leave(e, 2)
     except JournalError as e: _leave(e, 5)
     except KeyboardInterrupt: _leave('interrupted', 130)
+    except OSError as e: _leave(f'{e.filename or "a file"}: cannot be written or read ({e.strerror or e})', 5)
     except (MemoryError, RuntimeError) as e:
         if not isinstance(e, MemoryError) and 'allocate memory' not in str(e): raise
         _leave(f"not enough memory for this configuration; fewer rows or lanes, or a smaller model ({str(e).splitlines()[0][:120] if str(e) else 'MemoryError'})", 2)

@@ -140,6 +140,7 @@ def replacing(path: Path, overwrite: bool):
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
+    except OSError as problem: raise OSError(problem.errno, problem.strerror, str(path)) from None # a full disk names no file
     finally: draft.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try: os.fsync(folder)

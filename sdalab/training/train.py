@@ -10,6 +10,7 @@ __all__ = ['DTYPES', 'PAUSE', 'build_engine', 'machine', 'Planned', 'Trainer', '
 # %% ../../nbs/training/20_train.ipynb #fd25638d
 import copy, math, os, platform, sys, time
 from collections import deque
+from importlib.metadata import version
 from typing import Callable, NamedTuple
 import numpy as np, torch
 from ..checked import BadInput
@@ -36,7 +37,7 @@ def build_engine(config: TrainConfig, corpus: Corpus):
 def machine() -> dict:
     "What decides a result to the bit, beside the configuration."
     return dict(platform=platform.platform(), processor=platform.machine(), cores=os.cpu_count(), python=sys.version.split()[0], torch=torch.__version__,
-                numpy=np.__version__, cpu_capability=torch.backends.cpu.get_cpu_capability(), threads=torch.get_num_threads(),
+                numpy=np.__version__, transformers=version('transformers'), cpu_capability=torch.backends.cpu.get_cpu_capability(), threads=torch.get_num_threads(),
                 gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None)
 
 # %% ../../nbs/training/20_train.ipynb #8f19180c
