@@ -112,18 +112,18 @@ BOMB = zstandard.ZstdCompressor().compress(bytes(64 << 20))
     (entry(["a"], 16, []), b"", "makes no sense"),
     (entry(4, 16, []), b"", "makes no sense"),
     (entry([4], 16, []), b"", "number of chunks"),
-    (entry([4], 17, [[[4] * 4, "0" * 32]]), b"", "sizes that do not fit the shape"),
-    (entry([4], 16, [[[4] * 3, "0" * 32]]), b"", "planes longer"),
-    (entry([4], 16, [[[4, 4, 4, 10**9], "0" * 32]]), b"", "planes longer"),
-    (entry([4], 16, [[[4, 4, 4, True], "0" * 32]]), b"", "planes longer"),
-    (entry([4], 16, [[[4] * 4, 5]]), b"", "no hashes"),
-    (entry([4], 16, [[[4] * 4, "0" * 32]], dtype="complex64"), b"", "makes no sense"),
-    (entry([4], 16, [[[4] * 4, "0" * 32]], codec="zip"), b"", "sizes that do not fit"),
-    (entry([4], 16, [[[4] * 4, "0" * 32]]), b"", "should end at byte"),
-    (entry([4], 16, [[[4] * 4, "0" * 32]]), bytes(16), "w: chunk 0 is damaged"),
-    (entry([4], 16, [[[4] * 4, xxh3_128_hexdigest(bytes(16))]]), bytes(16), "w: is not what was written"),
-    (entry([CHUNK // 4], CHUNK, [[[len(BOMB)] * 4, xxh3_128_hexdigest(BOMB * 4)]]), BOMB * 4, "a frame of another size"),
-    (entry([4096], 16384, [[[9] * 4, xxh3_128_hexdigest(bytes(36))]]), bytes(36), "cannot be unpacked"),
+    (entry([4], 17, [[[8, 4, 4], "0" * 32]]), b"", "sizes that do not fit the shape"),
+    (entry([4], 16, [[[8, 4], "0" * 32]]), b"", "planes longer"),
+    (entry([4], 16, [[[8, 4, 10**9], "0" * 32]]), b"", "planes longer"),
+    (entry([4], 16, [[[8, 4, True], "0" * 32]]), b"", "planes longer"),
+    (entry([4], 16, [[[8, 4, 4], 5]]), b"", "no hashes"),
+    (entry([4], 16, [[[8, 4, 4], "0" * 32]], dtype="complex64"), b"", "makes no sense"),
+    (entry([4], 16, [[[8, 4, 4], "0" * 32]], codec="zip"), b"", "sizes that do not fit"),
+    (entry([4], 16, [[[8, 4, 4], "0" * 32]]), b"", "should end at byte"),
+    (entry([4], 16, [[[8, 4, 4], "0" * 32]]), bytes(16), "w: chunk 0 is damaged"),
+    (entry([4], 16, [[[8, 4, 4], xxh3_128_hexdigest(bytes(16))]]), bytes(16), "w: is not what was written"),
+    (entry([CHUNK // 4], CHUNK, [[[len(BOMB)] * 3, xxh3_128_hexdigest(BOMB * 3)]]), BOMB * 3, "a frame of another size"),
+    (entry([4096], 16384, [[[9] * 3, xxh3_128_hexdigest(bytes(27))]]), bytes(27), "cannot be unpacked"),
 ])
 def test_forged_headers(tmp_path, header, body, words):
     assert words in refused(forge(tmp_path / "cp_1.ptz", header, body))
@@ -131,10 +131,12 @@ def test_forged_headers(tmp_path, header, body, words):
 
 def test_an_absurd_size_is_refused_before_memory_is_taken(tmp_path):
     frame = zstandard.ZstdCompressor().compress(bytes(CHUNK // 4))
+    low = zstandard.ZstdCompressor().compress(bytes(CHUNK // 2))
+    stored = low + 2 * frame
     chunks = 2 * psutil.virtual_memory().total // CHUNK
-    fact = [[len(frame)] * 4, xxh3_128_hexdigest(frame * 4)]
+    fact = [[len(low), len(frame), len(frame)], xxh3_128_hexdigest(stored)]
     header = entry([chunks * CHUNK // 4], chunks * CHUNK, [fact] * chunks)
-    path = forge(tmp_path / "cp_1.ptz", header, frame * 4 * chunks)
+    path = forge(tmp_path / "cp_1.ptz", header, stored * chunks)
     before = psutil.Process().memory_info().rss
     assert "this machine has" in refused(path)
     assert psutil.Process().memory_info().rss - before < 200 << 20
@@ -209,13 +211,13 @@ def test_a_compact_file_says_so_and_is_close(whole):
 
 def test_headers_that_nobody_could_have_written(tmp_path):
     path, none = tmp_path / "cp_1.ptz", xxh3_128_hexdigest(b"")
-    for header in (entry([4], 16.0, [[[4] * 4, "0" * 32]]), entry([2**61, 2**61, 0], 0, []), entry([2**61] * 100_000, 0, []), entry([1] * 65, 4, [[[1] * 4, "0" * 32]])):
+    for header in (entry([4], 16.0, [[[8, 4, 4], "0" * 32]]), entry([2**61, 2**61, 0], 0, []), entry([2**61] * 100_000, 0, []), entry([1] * 65, 4, [[[1] * 4, "0" * 32]])):
         begun = time.perf_counter()
         assert "makes no sense" in refused(forge(path, header, bytes(16))) and time.perf_counter() - begun < 2
     twice = '"w": {"dtype": "float32", "shape": [0], "codec": "exact", "streams": [[4, 0, [], "%s"]]}' % none
     assert "occurs twice" in refused(forge(path, ('{"kind": "exact", "tensors": {%s, %s}}' % (twice, twice)).encode()))
     codes, scales = b"\xff" * 4096, bytes(64)
-    streams = [[1, 4096, [[[4096], xxh3_128_hexdigest(codes)]], xxh3_128_hexdigest(codes)], [4, 64, [[[16] * 4, xxh3_128_hexdigest(scales)]], xxh3_128_hexdigest(scales)]]
+    streams = [[1, 4096, [[[4096], xxh3_128_hexdigest(codes)]], xxh3_128_hexdigest(codes)], [4, 64, [[[32, 16, 16], xxh3_128_hexdigest(scales)]], xxh3_128_hexdigest(scales)]]
     header = dict(kind="compact", tensors=dict(w=dict(dtype="float32", shape=[4096], codec="squared", streams=streams)))
     assert "w: holds a code that stands for nothing" in refused(forge(path, header, codes + scales))
 
