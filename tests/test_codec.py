@@ -183,8 +183,9 @@ def test_a_kill_while_writing_leaves_the_old_file_or_the_new(tmp_path):
     path, code = tmp_path / "cp_1.ptz", """
 import sys, torch
 from sdalab.checkpoints.codec import write_checkpoint
-print('ready', flush=True)
-for i in range(10_000): write_checkpoint(sys.argv[1], dict(i=i), dict(w=torch.full((300_000,), float(i)), v=torch.randn(300_000)), overwrite=True)
+for i in range(10_000):
+    write_checkpoint(sys.argv[1], dict(i=i), dict(w=torch.full((300_000,), float(i)), v=torch.randn(300_000)), overwrite=True)
+    if i == 0: print('ready', flush=True)
 """
     draw = random.Random(1)
     for _ in range(30 if os.environ.get("SDALAB_SOAK") else 4):
