@@ -186,12 +186,14 @@ def parent_at(run: Run, at: int, # steps taken before the fork
 # %% ../../nbs/checkpoints/45_branch.ipynb #edf83c76
 @contextmanager
 def writing(run_dir):
-    "The journal of a run that trains under another head for a while: its status is what it was, afterwards."
+    "The journal of a run whose forks train for a while: afterwards its status and progress are what they were."
     with Journal.open(run_dir, running=False) as journal:
-        before = Run(run_dir).status()
+        status, progress = Run(run_dir).status(), Run(run_dir).progress()
         journal.set_status('running')
         try: yield journal
-        finally: journal.close('interrupted' if before == 'killed' else before)
+        finally:
+            journal.progress(**progress)
+            journal.close(status)
 
 def keep_root(run: Run, journal: Journal, trainer: Trainer, # of one lane, at the fork
               parent: int, fork: int, source: str) -> int: # number of the checkpoint
