@@ -128,7 +128,7 @@ def finish(run: Run, status: str):
 @runs_app.command('list')
 def list_command(root: RootOption = ROOT):
     "All runs, newest first."
-    rows = [dict(run=run.name, status=run.status(), lanes=int(run.nodes().lane.nunique()), step=run.progress().get('step'), steps=run.config.get('steps'),
+    rows = [dict(run=run.name, status=run.status(), lanes=int(run.nodes().query('fork == 0').lane.nunique()), forks=int(run.nodes().fork.max()) if len(run.nodes()) else 0, step=run.progress().get('step'), steps=run.config.get('steps'),
                  started=time.strftime('%Y-%m-%d %H:%M', time.localtime(run.created))) for run in (runs(root) if root.exists() else [])]
     if not rows: return out.print(f"No runs in '{root}' yet. Start one: sdalab train", markup=False)
     out.print(table(pd.DataFrame(rows)))

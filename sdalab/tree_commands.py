@@ -34,12 +34,12 @@ def counted(n: int, what: str) -> str:
     "`1 fork`, `2 forks`."
     return f'{n} {what}' if n == 1 else f'{n} {what}s'
 
-def loss_ranges(run: Run) -> dict: # node -> (first, mean of the last twentieth)
+def loss_ranges(run: Run) -> dict: # node -> (first, mean of the last twentieth, last step)
     "How the loss went in every node, in nats per token."
     loss = run.signals(['loss']).loss
     found = {}
     for node, values in zip(loss.node.values.tolist(), loss.values):
-        if (there := values[~np.isnan(values)]).size: found[node] = there[0], there[-max(1, len(there) // 20):].mean()
+        if (there := values[~np.isnan(values)]).size: found[node] = there[0], there[-max(1, len(there) // 20):].mean(), int(loss.step[~np.isnan(values)][-1])
     return found
 
 def draw_tree(run: Run) -> Tree:
@@ -49,10 +49,11 @@ def draw_tree(run: Run) -> Tree:
     top = Tree(f'[bold]{escape(run.name)}[/bold]  {run.status()}, ' + ', '.join(counts))
     branches = {}
     for node in nodes.itertuples():
-        steps = f'steps {node.first_step}–{"" if pd.isna(node.last_step) else node.last_step}'
+        first, last, reached = losses.get(node.Index, (np.nan, np.nan, node.first_step - 1))
+        steps = f'steps {node.first_step}–{reached} (open)' if pd.isna(node.last_step) else f'steps {node.first_step}–{node.last_step}'
         how = f"fork {node.fork}: " if pd.notna(node.checkpoint) else ''
         why = changes(node.decision) if pd.notna(node.parent) else ', '.join(f'{k}={cell(v)}' for k, v in (node.settings or {}).items())
-        loss = 'loss {:.3f} to {:.3f}'.format(*losses[node.Index]) if node.Index in losses else 'no step yet'
+        loss = f'loss {first:.3f} to {last:.3f}' if node.Index in losses else 'no step yet'
         kept = saved[saved.node == node.Index]
         pins = sum(map(len, kept.pins))
         files = counted(len(kept), 'checkpoint') + (f" ({counted(pins, 'pin')})" if pins else '') if len(kept) else ''
