@@ -57,7 +57,8 @@ def offline(page):
     page.troubles = []
     page.route(re.compile("^(https?|wss?):"), lambda route: (page.troubles.append(route.request.url), route.abort()))
     page.on("pageerror", lambda error: page.troubles.append(str(error)))
-    page.on("requestfailed", lambda request: page.troubles.append(f"{request.url}: {request.failure}"))
+    # aborted are the requests of a page that the browser left while a slow machine still loaded its figures
+    page.on("requestfailed", lambda request: page.troubles.append(f"{request.url}: {request.failure}") if "ERR_ABORTED" not in (request.failure or "") else None)
     page.on("console", lambda message: page.troubles.append(message.text) if message.type == "error" else None)
     return page
 
