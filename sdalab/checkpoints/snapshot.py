@@ -67,7 +67,7 @@ def generator_states() -> tuple[dict, dict[str, Tensor]]: # plain data, tensors
     "Where the global generators of Python, NumPy and PyTorch stand."
     version, words, gauss = random.getstate()
     _, key, position, has_gauss, cached = np.random.get_state()
-    tensors = {'generator.python': torch.tensor(words, dtype=torch.int64), 'generator.numpy': torch.from_numpy(key.astype(np.int64)), 'generator.torch': torch.get_rng_state()}
+    tensors = {'generator.python': torch.from_numpy(np.array(words, dtype=np.int64)), 'generator.numpy': torch.from_numpy(key.astype(np.int64)), 'generator.torch': torch.get_rng_state()}
     if torch.cuda.is_initialized(): tensors |= {f'generator.cuda{i}': state for i, state in enumerate(torch.cuda.get_rng_state_all())}
     return dict(python=[version, gauss], numpy=[int(position), int(has_gauss), float(cached)]), tensors
 

@@ -142,9 +142,9 @@ def advance(self: Trainer) -> dict[str, list]: # the journal's columns, one valu
 @patch
 def state_dict(self: Trainer) -> dict:
     "Everything beside the tensors that decides how this trainer goes on, as plain data."
-    lanes = [dict(lane=number, node=node, seed=lane.seed, settings=lane.settings, decision=decision.model_dump(), policy=policy.state_dict()) for number, node, lane, decision, policy
+    lanes = [dict(lane=number, node=node, seed=lane.seed, settings=lane.settings, decision=decision.model_dump(), policy=copy.deepcopy(policy.state_dict())) for number, node, lane, decision, policy
              in zip(self.numbers, self.nodes or [None] * len(self.lanes), self.lanes, self.standing, self.policies)]
-    return copy.deepcopy(dict(step=self.state.step, fork=self.fork, lanes=lanes, callbacks={c.name: c.state_dict() for c in self.callbacks if c.name}))
+    return dict(step=self.state.step, fork=self.fork, lanes=lanes, callbacks={c.name: copy.deepcopy(c.state_dict()) for c in self.callbacks if c.name})
 
 @patch
 def tensors(self: Trainer) -> dict[str, torch.Tensor]:
