@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import xarray as xr
+from fastcore.basics import patch
 from ..checked import BadInput
 from .schema import (JournalError, check_names, hold, is_held, load_schema, open_readonly, signal_columns)
 
@@ -113,75 +114,85 @@ class Run:
         "What happened beside the steps."
         return self._frame('SELECT * FROM events WHERE id > ? ORDER BY id', (since_id,))
 
-    def commands(self) -> pd.DataFrame: # oldest first
-        "Every command ever sent, with its answer."
-        table = self._frame('SELECT * FROM commands ORDER BY id')
-        if len(table) and not is_held(self.run_dir): table.loc[table['status'] == 'pending', 'status'] = 'expired'
-        return table
+# %% ../../nbs/journal/07_reader.ipynb #2cedc9cf
+@patch
+def signals(self: Run, names: list | None = None, # columns; all
+            nodes: list | None = None, # nodes; all
+            first: int | None = None, last: int | None = None, # steps, both included
+           ) -> xr.Dataset: # dimensions (node, step), coordinate lane
+    "Signals over steps. Units and meanings are in the variables' attributes."
+    names = list(signal_columns() if names is None else names)
+    check_names(names, {**signal_columns(), 'wall_time': None})
+    with reading(self.run_dir) as db:
+        lanes = dict(db.execute('SELECT id, lane FROM nodes ORDER BY id'))
+        rows = fetch(db, ['node', 'step', *names])
+    for node in nodes or []:
+        if node not in lanes: raise BadInput(f"node = {node!r}: the run has no such node")
+    chosen = np.array(sorted(lanes if nodes is None else set(nodes)), dtype=int)
+    return self._dataset(_select(rows, chosen, first, last), names, chosen, [lanes[node] for node in chosen])
 
-    def nonfinite(self) -> pd.DataFrame: # node, step, and `nonfinite`: names of columns
-        "The rows that hold a NaN or an infinity. A NaN in `signals` that is not named here is a missing value."
-        return self._frame('SELECT id, node, step, nonfinite FROM steps WHERE nonfinite IS NOT NULL ORDER BY id')
+@patch
+def _dataset(self: Run, rows: dict, names: list, nodes: np.ndarray, lanes: list) -> xr.Dataset:
+    line = np.searchsorted(nodes, rows['node'])
+    steps, grids = to_grid(line, rows['step'].astype(int), {name: rows[name] for name in names}, len(nodes))
+    return xr.Dataset({name: (('node', 'step'), grid, _attributes(name)) for name, grid in grids.items()},
+                      coords=dict(node=nodes, step=steps, lane=('node', np.array(lanes, dtype=int))), attrs=dict(run=self.name))
 
-    def signals(self, names: list | None = None, # columns; all
-                nodes: list | None = None, # nodes; all
-                first: int | None = None, last: int | None = None, # steps, both included
-               ) -> xr.Dataset: # dimensions (node, step), coordinate lane
-        "Signals over steps. Units and meanings are in the variables' attributes."
-        names = list(signal_columns() if names is None else names)
-        check_names(names, {**signal_columns(), 'wall_time': None})
-        with reading(self.run_dir) as db:
-            lanes = dict(db.execute('SELECT id, lane FROM nodes ORDER BY id'))
-            rows = fetch(db, ['node', 'step', *names])
-        for node in nodes or []:
-            if node not in lanes: raise BadInput(f"node = {node!r}: the run has no such node")
-        chosen = np.array(sorted(lanes if nodes is None else set(nodes)), dtype=int)
-        return self._dataset(_select(rows, chosen, first, last), names, chosen, [lanes[node] for node in chosen])
+@patch
+def nonfinite(self: Run) -> pd.DataFrame: # node, step, and `nonfinite`: names of columns
+    "The rows that hold a NaN or an infinity. A NaN in `signals` that is not named here is a missing value."
+    return self._frame('SELECT id, node, step, nonfinite FROM steps WHERE nonfinite IS NOT NULL ORDER BY id')
 
-    def _dataset(self, rows: dict, names: list, nodes: np.ndarray, lanes: list) -> xr.Dataset:
-        line = np.searchsorted(nodes, rows['node'])
-        steps, grids = to_grid(line, rows['step'].astype(int), {name: rows[name] for name in names}, len(nodes))
-        return xr.Dataset({name: (('node', 'step'), grid, _attributes(name)) for name, grid in grids.items()},
-                          coords=dict(node=nodes, step=steps, lane=('node', np.array(lanes, dtype=int))), attrs=dict(run=self.name))
+@patch
+def rows_since(self: Run, rowid: int, # 0 for all, then what the last call gave
+               names: list, # columns
+              ) -> tuple[pd.DataFrame, int]: # node, step, wall_time and the columns; the next `rowid`
+    "The rows that came since the last look, for a live page."
+    check_names(names, {**signal_columns(), 'wall_time': None})
+    with reading(self.run_dir) as db: rows = fetch(db, list(dict.fromkeys(['node', 'step', 'wall_time', *names])), rowid)
+    ids = rows.pop('id')
+    table = pd.DataFrame(rows)[list(dict.fromkeys(['node', 'step', 'wall_time', *names]))]
+    return table.astype({'node': int, 'step': int}), int(ids[-1]) if len(ids) else rowid
 
-    def rows_since(self, rowid: int, # 0 for all, then what the last call gave
-                   names: list, # columns
-                  ) -> tuple[pd.DataFrame, int]: # node, step, wall_time and the columns; the next `rowid`
-        "The rows that came since the last look, for a live page."
-        check_names(names, {**signal_columns(), 'wall_time': None})
-        with reading(self.run_dir) as db: rows = fetch(db, list(dict.fromkeys(['node', 'step', 'wall_time', *names])), rowid)
-        ids = rows.pop('id')
-        table = pd.DataFrame(rows)[list(dict.fromkeys(['node', 'step', 'wall_time', *names]))]
-        return table.astype({'node': int, 'step': int}), int(ids[-1]) if len(ids) else rowid
+# %% ../../nbs/journal/07_reader.ipynb #510af80a
+@patch
+def commands(self: Run) -> pd.DataFrame: # oldest first
+    "Every command ever sent, with its answer."
+    table = self._frame('SELECT * FROM commands ORDER BY id')
+    if len(table) and not is_held(self.run_dir): table.loc[table['status'] == 'pending', 'status'] = 'expired'
+    return table
 
-    def send(self, kind: str, # one of COMMANDS
-             payload: dict | None = None, # plain JSON: for decide the decision, for pin the step and the words
-             node: int | None = None, # None: the whole run
-             expires_s: float = 30.0, # seconds within which the run must have begun to act on it
-            ) -> int: # number of the command, for `command`
-        "Puts a command into the run's inbox. A run that has ended lets it expire."
-        if kind not in COMMANDS: raise BadInput(f"kind = {kind!r}: should be one of {', '.join(COMMANDS)}")
-        if not expires_s > 0: raise BadInput(f"expires_s = {expires_s!r}: should be greater than 0")
-        try: text = json.dumps(payload or {})
-        except TypeError as problem: raise BadInput(f"payload = {payload!r}: should be plain JSON ({problem})") from None
-        if node is not None and node not in set(self.nodes()['node']): raise BadInput(f"node = {node!r}: the run has no such node")
-        now = time.time()
-        return self._insert_command((kind, node, text, now, now + expires_s))
+@patch
+def send(self: Run, kind: str, # one of COMMANDS
+         payload: dict | None = None, # plain JSON: for decide the decision, for pin the step and the words
+         node: int | None = None, # None: the whole run
+         expires_s: float = 30.0, # seconds within which the run must have begun to act on it
+        ) -> int: # number of the command, for `command`
+    "Puts a command into the run's inbox. A run that has ended lets it expire."
+    if kind not in COMMANDS: raise BadInput(f"kind = {kind!r}: should be one of {', '.join(COMMANDS)}")
+    if not expires_s > 0: raise BadInput(f"expires_s = {expires_s!r}: should be greater than 0")
+    try: text = json.dumps(payload or {})
+    except TypeError as problem: raise BadInput(f"payload = {payload!r}: should be plain JSON ({problem})") from None
+    if node is not None and node not in set(self.nodes()['node']): raise BadInput(f"node = {node!r}: the run has no such node")
+    now = time.time()
+    return self._insert_command((kind, node, text, now, now + expires_s))
 
-    def _insert_command(self, row: tuple) -> int:
-        uri = (self.run_dir/'journal.db').as_uri() + '?mode=rw'
-        try:
-            with closing(sqlite3.connect(uri, uri=True, timeout=5)) as db, db:
-                return db.execute('INSERT INTO commands(kind, node, payload, sent, expires) VALUES (?,?,?,?,?)', row).lastrowid
-        except sqlite3.OperationalError as problem: raise JournalError(f"{self.name}: the command could not be sent: {problem}") from None
+@patch
+def _insert_command(self: Run, row: tuple) -> int:
+    uri = (self.run_dir/'journal.db').as_uri() + '?mode=rw'
+    try:
+        with closing(sqlite3.connect(uri, uri=True, timeout=5)) as db, db:
+            return db.execute('INSERT INTO commands(kind, node, payload, sent, expires) VALUES (?,?,?,?,?)', row).lastrowid
+    except sqlite3.OperationalError as problem: raise JournalError(f"{self.name}: the command could not be sent: {problem}") from None
 
-    def command(self, id: int, # from `send`
-               ) -> dict: # kind, status (pending, done, refused or expired), reason and the rest
-        "What became of a command."
-        table = self.commands()
-        if id not in set(table['id']): raise BadInput(f"command = {id!r}: the run never got it")
-        facts = table.set_index('id', drop=False).loc[id].to_dict()
-        return {name: None if value is pd.NA else value for name, value in facts.items()}
+@patch
+def command(self: Run, id: int, # from `send`
+           ) -> dict: # kind, status (pending, done, refused or expired), reason and the rest
+    "What became of a command."
+    table = self.commands()
+    if id not in set(table['id']): raise BadInput(f"command = {id!r}: the run never got it")
+    facts = table.set_index('id', drop=False).loc[id].to_dict()
+    return {name: None if value is pd.NA else value for name, value in facts.items()}
 
 # %% ../../nbs/journal/07_reader.ipynb #a3ec68c2
 COMMANDS = ('pause', 'resume', 'stop', 'decide', 'checkpoint', 'pin')

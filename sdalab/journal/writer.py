@@ -18,6 +18,7 @@ from itertools import chain, groupby
 from math import isfinite
 from pathlib import Path
 import numpy as np
+from fastcore.basics import patch
 from ..checked import BadInput
 from .schema import JournalError, RunInUse, add_missing_columns, check_journal, check_names, create_tables, hold, signal_columns
 
@@ -322,44 +323,51 @@ class Writer:
 
     def _put(self, sql: str, rows): self._buffer.put(sql, rows, len(rows), self.patience)
 
-    def flush(self):
-        "Returns when everything given so far is on disk, safe from a kill and from a power cut."
-        self._buffer.wait_taken(self.patience)
-        wal = os.open(self.run_dir/'journal.db-wal', os.O_RDONLY) # what has left the log, SQLite has synced
-        try: os.fsync(wal)
-        finally: os.close(wal)
+# %% ../../nbs/journal/06_writer.ipynb #103ba1e7
+@patch
+def flush(self: Writer):
+    "Returns when everything given so far is on disk, safe from a kill and from a power cut."
+    self._buffer.wait_taken(self.patience)
+    wal = os.open(self.run_dir/'journal.db-wal', os.O_RDONLY) # what has left the log, SQLite has synced
+    try: os.fsync(wal)
+    finally: os.close(wal)
 
-    def close(self, status: str | None = 'finished'): # how the run ended; None: as it was
-        "Writes what is left, sets the status, and lets go of the run."
-        if self._closed: return
-        fact = [('status', as_json('status', check_status(status)))] if status else []
-        self._closed = True
-        try:
-            self._buffer.put(META, fact, len(fact), patience=None) # a full buffer must not keep us from closing
-            self._stop()
-        finally: self._release()
+@patch
+def close(self: Writer, status: str | None = 'finished'): # how the run ended; None: as it was
+    "Writes what is left, sets the status, and lets go of the run."
+    if self._closed: return
+    fact = [('status', as_json('status', check_status(status)))] if status else []
+    self._closed = True
+    try:
+        self._buffer.put(META, fact, len(fact), patience=None) # a full buffer must not keep us from closing
+        self._stop()
+    finally: self._release()
 
-    def _stop(self):
-        with self._buffer.wake:
-            self._closing = self._buffer.urgent = True
-            self._buffer.wake.notify_all()
-        self._thread.join(self.patience)
-        if self._buffer.items:
-            raise JournalError(f"{self.run_dir.name} was closed with {self._buffer.rows} rows unwritten: {self.trouble or 'the disk is too slow'}")
+@patch
+def _stop(self: Writer):
+    with self._buffer.wake:
+        self._closing = self._buffer.urgent = True
+        self._buffer.wake.notify_all()
+    self._thread.join(self.patience)
+    if self._buffer.items:
+        raise JournalError(f"{self.run_dir.name} was closed with {self._buffer.rows} rows unwritten: {self.trouble or 'the disk is too slow'}")
 
-    def _release(self):
-        self._give_up = True
-        atexit.unregister(self.close)
-        _live.discard(self)
-        with self._using_db: self._disk.db.close()
-        os.close(self._lock)
+@patch
+def _release(self: Writer):
+    self._give_up = True
+    atexit.unregister(self.close)
+    _live.discard(self)
+    with self._using_db: self._disk.db.close()
+    os.close(self._lock)
 
-    def __enter__(self): return self
+@patch
+def __enter__(self: Writer): return self
 
-    def __exit__(self, kind, problem, trace):
-        if kind is None: self.close()
-        elif issubclass(kind, KeyboardInterrupt): self.close('interrupted')
-        else: self.close('failed')
+@patch
+def __exit__(self: Writer, kind, problem, trace):
+    if kind is None: self.close()
+    elif issubclass(kind, KeyboardInterrupt): self.close('interrupted')
+    else: self.close('failed')
 
 # %% ../../nbs/journal/06_writer.ipynb #aee8bcac
 STATUSES = ('running', 'paused', 'finished', 'interrupted', 'failed')
@@ -417,95 +425,110 @@ class Journal(Writer):
         self._last = {node: last.get(node, first - 1) for node, first in still_open} # open node -> its last step
         self._recent, self._recent_step = [], 0 # nodes and step of the last `steps`
 
-    def node(self, lane: int, # lane of the engine
-             parent: int | None = None, # node it continues
-             first_step: int = 0, # step it starts at
-             decision: dict | None = None, # taken at its start
-             settings: dict | None = None, # what sets this lane apart, such as its learning rate
-             fork: int = 0, # which fork of the run it belongs to; 0: the main line
-             checkpoint: int | None = None, # number of the checkpoint a fork started from
-            ) -> int: # number of the node
-        "Opens a node: a segment of training by one lane under one decision."
-        node = self._next_node
-        if parent is not None and not 0 < parent < node: raise BadInput(f"parent = {parent!r}: the run has no such node")
-        facts = [None if value is None else as_json(name, value) for name, value in (('decision', decision), ('settings', settings))]
-        self._put('INSERT INTO nodes(id, lane, parent, first_step, decision, settings, created, fork, checkpoint) VALUES (?,?,?,?,?,?,?,?,?)',
-                  [(node, int(lane), parent, int(first_step), *facts, time.time(), int(fork), checkpoint)])
-        self._next_node, self._last[node] = node + 1, int(first_step) - 1
-        return node
+# %% ../../nbs/journal/06_writer.ipynb #7e1b9289
+@patch
+def node(self: Journal, lane: int, # lane of the engine
+         parent: int | None = None, # node it continues
+         first_step: int = 0, # step it starts at
+         decision: dict | None = None, # taken at its start
+         settings: dict | None = None, # what sets this lane apart, such as its learning rate
+         fork: int = 0, # which fork of the run it belongs to; 0: the main line
+         checkpoint: int | None = None, # number of the checkpoint a fork started from
+        ) -> int: # number of the node
+    "Opens a node: a segment of training by one lane under one decision."
+    node = self._next_node
+    if parent is not None and not 0 < parent < node: raise BadInput(f"parent = {parent!r}: the run has no such node")
+    facts = [None if value is None else as_json(name, value) for name, value in (('decision', decision), ('settings', settings))]
+    self._put('INSERT INTO nodes(id, lane, parent, first_step, decision, settings, created, fork, checkpoint) VALUES (?,?,?,?,?,?,?,?,?)',
+              [(node, int(lane), parent, int(first_step), *facts, time.time(), int(fork), checkpoint)])
+    self._next_node, self._last[node] = node + 1, int(first_step) - 1
+    return node
 
-    def close_node(self, node: int, last_step: int, # its last step
-                   outcome: str | None = None): # how it ended
-        "Ends a node; it takes no further steps."
-        self._settle_last()
-        self._check_open([node])
-        self._put('UPDATE nodes SET last_step = ?, outcome = ? WHERE id = ?', [(int(last_step), outcome, int(node))])
-        del self._last[node]
+@patch
+def close_node(self: Journal, node: int, last_step: int, # its last step
+               outcome: str | None = None): # how it ended
+    "Ends a node; it takes no further steps."
+    self._settle_last()
+    self._check_open([node])
+    self._put('UPDATE nodes SET last_step = ?, outcome = ? WHERE id = ?', [(int(last_step), outcome, int(node))])
+    del self._last[node]
 
-    def steps(self, step: int, # number of the step, the same for all nodes
-              nodes: list[int], # open nodes
-              columns: dict[str, list]): # signal -> one value a node, None where there is none
-        "Records one step: one row a node. Costs microseconds."
-        names, values = tuple(columns), list(map(list, columns.values())) # a copy: the caller may use its lists again
-        sql = _statements.get(names) or _insert(names)
-        if set(map(len, values)) != {len(nodes)}: self._refuse_lengths(nodes, columns)
-        if list(nodes) != self._recent or step <= self._recent_step: self._take_nodes(step, nodes)
-        self._recent_step = int(step)
-        rows = StepRows(self._recent_step, self._recent, time.time(), names, values)
-        self._buffer.put(sql, rows, len(nodes), self.patience)
+@patch
+def _check_open(self: Journal, nodes: list[int]):
+    for node in nodes:
+        if node not in self._last: raise BadInput(f"node = {node!r}: the run has no such open node")
 
-    def _take_nodes(self, step: int, nodes: list):
-        "Checks nodes that differ from those of the last step (or a step that does not go forward)."
-        nodes = list(map(int, nodes))
-        self._settle_last()
-        self._check_open(nodes)
-        for node in nodes:
-            if step <= self._last[node]: raise BadInput(f"step = {step!r}: node {node} already has step {self._last[node]}; "
-                f"steps only go forward (continue it in a child node, or rewind it first)")
-        if len(set(nodes)) < len(nodes): raise BadInput(f"nodes = {nodes!r}: each should be there once")
-        self._recent = nodes
+# %% ../../nbs/journal/06_writer.ipynb #02260ad1
+@patch
+def steps(self: Journal, step: int, # number of the step, the same for all nodes
+          nodes: list[int], # open nodes
+          columns: dict[str, list]): # signal -> one value a node, None where there is none
+    "Records one step: one row a node. Costs microseconds."
+    names, values = tuple(columns), list(map(list, columns.values())) # a copy: the caller may use its lists again
+    sql = _statements.get(names) or _insert(names)
+    if set(map(len, values)) != {len(nodes)}: self._refuse_lengths(nodes, columns)
+    if list(nodes) != self._recent or step <= self._recent_step: self._take_nodes(step, nodes)
+    self._recent_step = int(step)
+    rows = StepRows(self._recent_step, self._recent, time.time(), names, values)
+    self._buffer.put(sql, rows, len(nodes), self.patience)
 
-    def _settle_last(self):
-        "Notes how far the nodes of the last `steps` have come."
-        self._last.update(dict.fromkeys(self._recent, self._recent_step))
-        self._recent = []
+@patch
+def _take_nodes(self: Journal, step: int, nodes: list):
+    "Checks nodes that differ from those of the last step (or a step that does not go forward)."
+    nodes = list(map(int, nodes))
+    self._settle_last()
+    self._check_open(nodes)
+    for node in nodes:
+        if step <= self._last[node]: raise BadInput(f"step = {step!r}: node {node} already has step {self._last[node]}; "
+            f"steps only go forward (continue it in a child node, or rewind it first)")
+    if len(set(nodes)) < len(nodes): raise BadInput(f"nodes = {nodes!r}: each should be there once")
+    self._recent = nodes
 
-    def _refuse_lengths(self, nodes: list, columns: dict):
-        for name, values in columns.items():
-            if len(values) != len(nodes): raise BadInput(f"{name} = {values!r}: should have {len(nodes)} values, one a node")
-        raise BadInput(f"columns = {columns!r}: should have at least one")
+@patch
+def _settle_last(self: Journal):
+    "Notes how far the nodes of the last `steps` have come."
+    self._last.update(dict.fromkeys(self._recent, self._recent_step))
+    self._recent = []
 
-    def _check_open(self, nodes: list[int]):
-        for node in nodes:
-            if node not in self._last: raise BadInput(f"node = {node!r}: the run has no such open node")
+@patch
+def _refuse_lengths(self: Journal, nodes: list, columns: dict):
+    for name, values in columns.items():
+        if len(values) != len(nodes): raise BadInput(f"{name} = {values!r}: should have {len(nodes)} values, one a node")
+    raise BadInput(f"columns = {columns!r}: should have at least one")
 
-    def event(self, kind: str, # what happened
-              step: int, # at which step
-              node: int | None = None, # to which node; None: the whole run
-              **detail): # further facts, plain JSON
-        "Records something that happened beside the steps."
-        self._put('INSERT INTO events(wall_time, kind, step, node, detail) VALUES (?,?,?,?,?)',
-                  [(time.time(), kind, int(step), None if node is None else int(node), as_json('detail', detail))])
+# %% ../../nbs/journal/06_writer.ipynb #459190dd
+@patch
+def event(self: Journal, kind: str, # what happened
+          step: int, # at which step
+          node: int | None = None, # to which node; None: the whole run
+          **detail): # further facts, plain JSON
+    "Records something that happened beside the steps."
+    self._put('INSERT INTO events(wall_time, kind, step, node, detail) VALUES (?,?,?,?,?)',
+              [(time.time(), kind, int(step), None if node is None else int(node), as_json('detail', detail))])
 
-    def pending(self) -> list[Command]:
-        "The commands to act on, oldest first; each stays in the list until it is answered. No SQL happens here."
-        return self._inbox.pending()
+@patch
+def pending(self: Journal) -> list[Command]:
+    "The commands to act on, oldest first; each stays in the list until it is answered. No SQL happens here."
+    return self._inbox.pending()
 
-    def answer(self, command: Command, # from `pending`
-               status: str, # 'done' or 'refused'
-               reason: str = ''): # a refusal needs one
-        "Tells the sender what became of a command. The first answer is final."
-        self._inbox.answer(command, status, reason)
-        self._put('UPDATE commands SET status = ?, reason = ?, answered = ? WHERE id = ?', [(status, reason, time.time(), command.id)])
+@patch
+def answer(self: Journal, command: Command, # from `pending`
+           status: str, # 'done' or 'refused'
+           reason: str = ''): # a refusal needs one
+    "Tells the sender what became of a command. The first answer is final."
+    self._inbox.answer(command, status, reason)
+    self._put('UPDATE commands SET status = ?, reason = ?, answered = ? WHERE id = ?', [(status, reason, time.time(), command.id)])
 
-    def set_status(self, status: str): # one of STATUSES
-        "Says what the run is doing."
-        self._put(META, [('status', as_json('status', check_status(status)))])
+@patch
+def set_status(self: Journal, status: str): # one of STATUSES
+    "Says what the run is doing."
+    self._put(META, [('status', as_json('status', check_status(status)))])
 
-    def progress(self, **fields): # small facts, plain JSON
-        "Adds to the facts that a live page shows, such as planned_steps and tokens_per_second."
-        self._progress = {**self._progress, **fields}
-        self._put(META, [('progress', as_json('progress', self._progress))])
+@patch
+def progress(self: Journal, **fields): # small facts, plain JSON
+    "Adds to the facts that a live page shows, such as planned_steps and tokens_per_second."
+    self._progress = {**self._progress, **fields}
+    self._put(META, [('progress', as_json('progress', self._progress))])
 
 # %% ../../nbs/journal/06_writer.ipynb #f3142ed5
 _statements = {}
@@ -530,8 +553,6 @@ def _forget_after_fork():
 os.register_at_fork(after_in_child=_forget_after_fork)
 
 # %% ../../nbs/journal/06_writer.ipynb #3f06a278
-from fastcore.basics import patch
-
 MADE_BY_STEPS = ('frozen',) # events that come again when their steps are taken again
 
 @patch
