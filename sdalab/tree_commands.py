@@ -88,7 +88,9 @@ def branch_command(
     with watching(f'{name}, fork', until) as (report, interrupt): forks = branch(run.run_dir, at, decisions, node, steps, seconds, report, say)
     out.print(table(outcomes(run, forks), f'{name}: the futures of step {at}; differences to the path they left, on the same batches, in nats per token'))
     out.print(f'tree:    sdalab tree {name}\nverify:  sdalab replay {name} NODE', markup=False, highlight=False)
-    if interrupt.asked: raise typer.Exit(130)
+    if interrupt.asked:
+        out.print('to go on: the same command', markup=False)
+        raise typer.Exit(130)
 
 # %% ../nbs/89_tree_commands.ipynb #80f85461
 def outcomes(run: Run, forks: list[int]) -> pd.DataFrame: # one row a future
