@@ -196,9 +196,7 @@ def _pin(name, step, root, payload: dict, fork: int):
     if not is_held(run.run_dir):
         with Journal.open(run.run_dir, running=False) as journal:
             store = Store(run.run_dir, journal, fork)
-            if payload.get('pinned', True): store.pin(store.at(step), payload['note'])
-            else: store.unpin(store.at(step))
-            return journal.close(None)
+            return store.pin(store.at(step), payload['note']) if payload.get('pinned', True) else store.unpin(store.at(step))
     if fork: raise RunInUse(f"run = '{run.run_dir}': a live process is training it; pins of its forks can be set when it has ended")
     number, deadline = run.send('pin', dict(step=step, **payload)), time.monotonic() + 40
     while (answer := run.command(number))['status'] == 'pending' and time.monotonic() < deadline: time.sleep(0.1)
@@ -232,7 +230,6 @@ def prune_command(name: RunArgument, keep: Annotated[int, typer.Option(help='Lat
                     store.forget(file)
                     journal.flush() # no row without a file
                     (run.run_dir/file.path).unlink()
-        journal.close(None)
     out.print(f"{name}: {gone / 1e6:.1f} MB {'would be' if dry_run else 'are'} free", markup=False)
 
 @checkpoints_app.command('export')

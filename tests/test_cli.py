@@ -168,6 +168,7 @@ def test_tree_branch_replay_and_checkpoints(tmp_path):
 def test_bad_input_to_the_tree_commands(small_run, words, sentence):
     code, _, err = sdalab(small_run, *words)
     assert code == 2 and sentence in err and "Traceback" not in err and len(err.strip().splitlines()) == 1, err
+    assert Run(small_run / "runs/a").status() == "finished"
 
 
 @pytest.fixture(scope="module")

@@ -127,8 +127,7 @@ def train(config: TrainConfig, run_dir, # of the run; one that was interrupted g
     return status
 
 def _take_up(trainer, journal, run, say):
-    try: source = go_on(trainer, journal, run.run_dir)
-    except BadInput: journal.close(None); raise # refused, so the run stays what it was
+    source = go_on(trainer, journal, run.run_dir)
     journal.set_status('running')
     say(f"{run.name}: going on at step {trainer.state.step}, from {source or 'the beginning'}")
     if changed := machine_changes(run):

@@ -280,6 +280,7 @@ class Writer:
     period = 0.25 # seconds between writes
     patience = 60.0 # seconds to wait for the disk before JournalError
     limit = 50_000 # rows that may wait in memory
+    amends = False # opened to note something down: the status stays what it is
 
     def __init__(self, run_dir: Path, lock: int, db: sqlite3.Connection):
         self.run_dir, self._lock, self._disk = run_dir, lock, Disk(db)
@@ -365,7 +366,8 @@ def __enter__(self: Writer): return self
 
 @patch
 def __exit__(self: Writer, kind, problem, trace):
-    if kind is None: self.close()
+    if self.amends: self.close(None)
+    elif kind is None: self.close()
     elif issubclass(kind, KeyboardInterrupt): self.close('interrupted')
     else: self.close('failed')
 
@@ -407,6 +409,7 @@ class Journal(Writer):
         lock = hold(run_dir)
         try: journal = cls(run_dir, lock, connect_writer(run_dir))
         except BaseException: os.close(lock); raise
+        journal.amends = not running
         if running: journal.set_status('running')
         return journal
 
@@ -522,6 +525,7 @@ def answer(self: Journal, command: Command, # from `pending`
 @patch
 def set_status(self: Journal, status: str): # one of STATUSES
     "Says what the run is doing."
+    self.amends = False
     self._put(META, [('status', as_json('status', check_status(status)))])
 
 @patch
