@@ -50,7 +50,7 @@ def draw_tree(run: Run) -> Tree:
     branches = {}
     for node in nodes.itertuples():
         first, last, reached = losses.get(node.Index, (np.nan, np.nan, node.first_step - 1))
-        steps = f'steps {node.first_step}–{reached} (open)' if pd.isna(node.last_step) else f'steps {node.first_step}–{node.last_step}'
+        steps = f'from step {node.first_step}' if node.Index not in losses else f'steps {node.first_step}–{reached} (open)' if pd.isna(node.last_step) else f'steps {node.first_step}–{node.last_step}'
         how = f"fork {node.fork}: " if pd.notna(node.checkpoint) else ''
         why = changes(node.decision) if pd.notna(node.parent) else ', '.join(f'{k}={cell(v)}' for k, v in (node.settings or {}).items())
         loss = f'loss {first:.3f} to {last:.3f}' if node.Index in losses else 'no step yet'
@@ -96,7 +96,6 @@ def branch_command(
 def outcomes(run: Run, forks: list[int]) -> pd.DataFrame: # one row a future
     "What became of the futures: their losses, and their mean paired difference to the path they left."
     nodes, rows = run.nodes().set_index('node'), []
-    main = {nodes.loc[end, 'lane']: end for end in ends(nodes) if nodes.loc[end, 'fork'] == 0}
     for end in [end for end in ends(nodes) if nodes.loc[end, 'fork'] in forks]:
         own = history(run, end, ['loss', 'validation_loss'])
         first = _root(nodes, end)
@@ -160,7 +159,7 @@ def file_at(run: Run, step: int, fork: int) -> Path:
 def list_command(name: RunArgument, root: RootOption = ROOT):
     "The files, with their sizes and why they are kept."
     run = find_run(name, root)
-    if not len(files := saved_states(run)): return out.print(f'{name}: no checkpoints yet (one every {run.config["checkpoints"]["every"]} steps, and one at the end)', markup=False)
+    if not len(files := saved_states(run)): return out.print(f'{name}: no checkpoints yet (one every 1,000 steps unless configured, and one at the end)', markup=False)
     out.print(table(files, f'{name}: {files.MB.sum():.1f} MB in {len(files)} checkpoints'))
 
 @checkpoints_app.command('show')
@@ -191,8 +190,9 @@ def verify_command(name: RunArgument, root: RootOption = ROOT):
 
 # %% ../nbs/89_tree_commands.ipynb #51c2614c
 def _pin(name, step, root, payload: dict, fork: int):
-    from sdalab.checkpoints.store import Store
+    from sdalab.checkpoints.store import Store, check_note
     run = find_run(name, root)
+    check_note(payload.get('note', ''))
     if not is_held(run.run_dir):
         with Journal.open(run.run_dir, running=False) as journal:
             store = Store(run.run_dir, journal, fork)
@@ -223,7 +223,7 @@ def prune_command(name: RunArgument, keep: Annotated[int, typer.Option(help='Lat
     with Journal.open(run.run_dir, running=False) as journal:
         for fork in sorted(run.checkpoints().fork.unique()):
             store = Store(run.run_dir, journal, int(fork))
-            for file in store.superfluous(keep, run.config['checkpoints']['every']):
+            for file in store.superfluous(keep, run.config.get('checkpoints', {}).get('every', 1)):
                 gone += (size := (run.run_dir/file.path).stat().st_size)
                 out.print(f"{'would remove' if dry_run else 'removed'} {file.path} ({size / 1e6:.1f} MB)", markup=False)
                 if not dry_run:

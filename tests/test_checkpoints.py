@@ -175,11 +175,74 @@ def test_forks_of_forks(tmp_path):
 def test_a_fork_of_the_module_engine(tmp_path):
     torch.set_num_threads(1)
     go(MODULE.replace(steps=20), tmp_path / "r")
-    assert branch(tmp_path / "r", 8, [Decision(), Decision(learning_rate_scale=0.5)], steps=6) == [1, 2]
+    both = [Decision(), Decision(learning_rate_scale=0.5)]
+    assert branch(tmp_path / "r", 8, both, steps=6, report=lambda trainer: trainer.fork == 2 and trainer.state.step == 10) == [1, 2]
+    assert branch(tmp_path / "r", 8, both, steps=6) == [1, 2], "what was interrupted goes on, what is complete stays"
+    with pytest.raises(BadInput, match="seconds = -1"): branch(tmp_path / "r", 5, both, seconds=-1)
+    assert Run(tmp_path / "r").nodes().fork.max() == 2 and Run(tmp_path / "r").status() == "finished"
     run = Run(tmp_path / "r")
     trunk, no_op, calm = (history(run, node, ["loss", "gradient_norm"]) for node in (1, 2, 3))
     assert (trunk.loss[:14] == no_op.loss).all() and not (trunk.loss[9:14] == calm.loss[9:]).any()
     assert replay(run.run_dir, 3).identical
+
+
+def commanding(run_dir, at, commands):
+    "A report that sends commands before step `at`, and waits until each is answered."
+    sent = []
+
+    def report(trainer):
+        if trainer.state.step == at and not sent:
+            sent.extend(Run(run_dir).send(kind, payload) for kind, payload in commands)
+            time.sleep(0.6)  # the writer looks at its inbox every quarter of a second
+    return report, sent
+
+
+PLAIN = STACKED.replace(steps=40, sweep={}, policy={"name": "constant"}, checkpoints=dict(every=10, best=False))
+
+
+def test_decisions_that_were_replaced_at_once_stay_replaced(tmp_path):
+    report, sent = commanding(tmp_path / "r", 12, [("decide", dict(learning_rate_scale=0.5)), ("decide", dict(weight_decay_scale=3.0)), ("stop", {})])
+    assert train(PLAIN, tmp_path / "r", report=report) == "interrupted"
+    assert go(PLAIN, tmp_path / "r") == "finished"
+    nodes, rows = Run(tmp_path / "r").nodes().set_index("node"), Run(tmp_path / "r").signals(["loss"]).loss
+    assert nodes.last_step.tolist() == [11, 11, 39] and rows.notnull().sum("step").values.tolist() == [12, 0, 28]
+    assert replay(tmp_path / "r", 3).identical
+
+
+def test_nobody_decides_while_decisions_are_taken_again(tmp_path):
+    report, sent = commanding(tmp_path / "r", 16, [("decide", dict(learning_rate_scale=0.5))])
+    train(PLAIN, tmp_path / "r", report=lambda trainer: report(trainer) or trainer.state.step == 18)
+    for path in (tmp_path / "r/checkpoints").glob("cp_18*"): path.unlink()
+    late, refused = commanding(tmp_path / "r", 12, [("decide", dict(learning_rate_scale=0.1))])
+    assert train(PLAIN, tmp_path / "r", report=late) == "finished"
+    answer = Run(tmp_path / "r").command(refused[0])
+    assert answer["status"] == "refused" and "up to step 16" in answer["reason"]
+    assert all(replay(tmp_path / "r", node).identical for node in (1, 2))
+
+
+def test_a_frozen_lane_has_no_say_in_the_order_of_the_data(tmp_path):
+    config = PLAIN.replace(sweep={"learning_rate": [1e-3, 1e38]}, optimizer=dict(name="sgd"), steps=20)
+    first, _ = commanding(tmp_path / "r", 1, [("decide", dict(data_order="shuffle_block"))])
+    then, _ = commanding(tmp_path / "r", 10, [("decide", dict(data_order="sequential"))])
+    train(config, tmp_path / "r", report=lambda trainer: first(trainer) or then(trainer))
+    run = Run(tmp_path / "r")
+    nodes = run.nodes().set_index("node")
+    assert (nodes.outcome == "frozen").sum() == 1
+    assert all(replay(run.run_dir, node).identical for node in nodes[(nodes.lane == 0)].index)
+    frozen = int(nodes.index[nodes.outcome == "frozen"][0])
+    with pytest.raises(BadInput, match="was not finite any more"): branch(run.run_dir, int(nodes.last_step[frozen]) + 1, [Decision()], frozen, steps=3)
+
+
+def test_a_fork_of_the_beginning_and_of_a_decision_taken_there(tmp_path):
+    trainer = Trainer(PLAIN)
+    with open_journal(trainer, tmp_path / "r") as journal:
+        Run(tmp_path / "r").send("decide", dict(learning_rate_scale=0.5))
+        time.sleep(0.6)
+        trainer.run(journal, until=20)
+    assert len(Run(tmp_path / "r").nodes()) == 2
+    assert branch(tmp_path / "r", 0, [Decision()], steps=5) == [1]
+    with pytest.raises(BadInput, match="fork 1 has taken these steps already"): branch(tmp_path / "r", 0, [Decision()], steps=5)
+    assert Run(tmp_path / "r").nodes().parent.tolist()[-1] == 1 and replay(tmp_path / "r", 3).identical
 
 
 def test_retention_never_takes_what_a_fork_started_from(tmp_path):
@@ -304,6 +367,11 @@ def test_the_second_writer_is_refused(tmp_path):
                 refused.append(str(caught.value))
     train(STACKED.replace(), tmp_path / "r", report=second)
     assert len(refused) == 2 and all("in use by the live process" in sentence for sentence in refused)
+
+
+def test_nothing_is_begun_for_an_impossible_time(tmp_path):
+    with pytest.raises(BadInput, match="seconds = -1"): train(PLAIN, tmp_path / "r", seconds=-1)
+    assert not (tmp_path / "r").exists()
 
 
 def test_the_text_and_the_configuration_must_be_the_same(tmp_path):

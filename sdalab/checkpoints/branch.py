@@ -6,11 +6,10 @@ Docs: https://sdalab.github.io/sdalab/checkpoints/branch.html.md"""
 
 # %% auto #0
 __all__ = ['COMPARED', 'ABBREVIATIONS', 'sources', 'load_lane', 'stand_at', 'Difference', 'first_difference', 'retrace', 'Replay',
-           'replay', 'first_other_tensor', 'parse_decision', 'parent_at', 'writing', 'keep_root', 'find_fork', 'branch']
+           'replay', 'first_other_tensor', 'parse_decision', 'parent_at', 'keep_root', 'find_fork', 'branch']
 
 # %% ../../nbs/checkpoints/45_branch.ipynb #ae22d099
 import math
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -26,7 +25,7 @@ from ..journal.schema import JournalError, signal_columns
 from ..journal.tree import ends, history, lineage
 from ..journal.writer import Journal
 from ..training.configuration import as_config, parse_value
-from ..training.train import Planned, Trainer
+from ..training.train import Planned, Trainer, check_seconds
 
 # %% ../../nbs/checkpoints/45_branch.ipynb #225f7523
 def sources(run: Run, node: int, # whose path is followed
@@ -141,9 +140,11 @@ def replay(run_dir, node: int, # to run again
         if report: report(trainer)
         for path, lane in on_path:
             name = str(path.relative_to(run.run_dir))
-            if name == source or Checkpoint(path).header['state']['step'] != trainer.state.step: continue
+            if name == source or Path(name).name != f'cp_{trainer.state.step}.ptz': continue
+            try: tensor = first_other_tensor(trainer, Checkpoint(path), lane)
+            except BadCheckpoint: continue # not of this segment's making; `sdalab checkpoints verify` names it
             compared.append(name)
-            if not found and (tensor := first_other_tensor(trainer, Checkpoint(path), lane)): found.append((name, tensor))
+            if tensor and not found: found.append((name, tensor))
     difference = retrace(trainer, recorded, int(own[-1]) + 1, compare)
     return Replay(node, int(own[0]), int(own[-1]), source, difference, *(found[0] if found else (None, None)), len(compared), machine_changes(run))
 
@@ -181,20 +182,9 @@ def parent_at(run: Run, at: int, # steps taken before the fork
     path, recorded = lineage(nodes, node), history(run, node, ['loss'])
     reached = int(recorded.step[-1]) + 1 if recorded.step.size else 0
     if not 0 <= at <= reached: raise BadInput(f"at = {at}: the path to node {node} can be left at steps 0 to {reached}")
-    return max(n for n in path if nodes.loc[n, 'first_step'] < max(at, 1)), node
+    return max((n for n in path if nodes.loc[n, 'first_step'] < at), default=path[0]), node
 
 # %% ../../nbs/checkpoints/45_branch.ipynb #edf83c76
-@contextmanager
-def writing(run_dir):
-    "The journal of a run whose forks train for a while: afterwards its status and progress are what they were."
-    with Journal.open(run_dir, running=False) as journal:
-        status, progress = Run(run_dir).status(), Run(run_dir).progress()
-        journal.set_status('running')
-        try: yield journal
-        finally:
-            journal.progress(**progress)
-            journal.close(status)
-
 def keep_root(run: Run, journal: Journal, trainer: Trainer, # of one lane, at the fork
               parent: int, fork: int, source: str) -> int: # number of the checkpoint
     "An exact checkpoint of the state that a fork starts from, pinned."
@@ -231,6 +221,7 @@ def branch(run_dir, at: int, # steps taken before the fork
     "Fork a run at a step of its past: all futures side by side on the same batches. Raises `BadInput` before anything is written."
     run = Run(run_dir)
     config = as_config(run.config)
+    check_seconds(seconds)
     if not decisions: raise BadInput('decisions = []: give at least one future, such as --set lr_scale=0.8')
     if len({d.data_order for d in decisions}) > 1: raise BadInput('data_order: futures that go together share their batches; branch once for each order')
     if steps is not None and steps < 1: raise BadInput(f"steps = {steps}: should be 1 or more")
@@ -238,15 +229,17 @@ def branch(run_dir, at: int, # steps taken before the fork
     until = at + steps if steps is not None else config.steps
     if until <= at: raise BadInput(f"at = {at}: the run was planned to end at step {config.steps}, so say how many --steps the fork should take")
     together = [decisions] if config.engine == 'stacked' else [[decision] for decision in decisions]
-    with writing(run.run_dir) as journal:
-        return [_grow(run, journal, parent, along, at, futures, until, seconds, report, say) for futures in together]
+    with Journal.open(run.run_dir, running=False) as journal:
+        found = [find_fork(run, parent, at, futures) for futures in together]
+        complete = [fork is not None and is_complete(run, fork, until) for fork in found]
+        if all(complete): raise BadInput(f"fork {found[0]} has taken these steps already; see `sdalab tree {run.name}`, or give more --steps to go on with it")
+        return [fork if done else _grow(run, journal, parent, along, at, futures, fork, until, seconds, report, say) for futures, fork, done in zip(together, found, complete)]
 
-def _grow(run, journal, parent, along, at, decisions, until, seconds, report, say) -> int:
-    fork = find_fork(run, parent, at, decisions)
-    if fork is not None and is_complete(run, fork, until): raise BadInput(f"fork {fork} has taken these steps already; see `sdalab tree {run.name}`, or give more --steps to go on with it")
+def _grow(run, journal, parent, along, at, decisions, fork, until, seconds, report, say) -> int:
     trainer, source = stand_at(run, along, at)
     if difference := retrace(trainer, history(run, along), at):
         raise BadInput(f"step {difference.step}, taken again from {source}, is not what the journal says ({difference.signal} was {difference.recorded!r} and is {difference.replayed!r}), so a fork would not be one of this run; `sdalab replay` tells more")
+    if not trainer.alive.any(): raise BadInput(f"at = {at}: the lane was not finite any more by then and takes no further step; leave the path earlier")
     number = fork or int(run.nodes().fork.max()) + 1
     future = trainer.forked([0] * len(decisions), decisions, number)
     future.callbacks = [Checkpointing(run.run_dir, future.config.checkpoints)]

@@ -18,9 +18,10 @@ from .snapshot import restore, seed_generators
 from .store import Checkpointing, SavedState, Store
 from ..decisions.model import Decision
 from ..journal.reader import Run, reading
+from ..journal.tree import lineage
 from ..journal.writer import Journal
 from ..training.configuration import TrainConfig, as_config, as_entries, differences
-from ..training.train import Planned, Trainer, machine, open_journal
+from ..training.train import Planned, Trainer, check_seconds, machine, open_journal
 
 # %% ../../nbs/checkpoints/44_resume.ipynb #8dc8ff48
 FREE = ('checkpoints.', 'threads') # fields that change nothing in the steps
@@ -83,7 +84,9 @@ def go_on(trainer: Trainer, # of the run's configuration, in its base state
     nodes, others = everything[everything.fork == trainer.fork], everything[everything.fork != trainer.fork]
     if not len(nodes): return None
     inherited = int(others[others.parent.isin(nodes.index)].first_step.max()) if others.parent.isin(nodes.index).any() else 0
-    if not trainer.nodes: trainer.nodes = nodes[nodes.parent.isna()].sort_values('lane').index.tolist()
+    if not trainer.nodes:
+        trainer.nodes = nodes[nodes.parent.isna()].sort_values('lane').index.tolist()
+        for lane in range(len(trainer.nodes), len(trainer.lanes)): trainer.nodes.append(journal.node(lane, settings=trainer.settings(lane))) # killed while they were opened
     store, source = Store(run_dir, journal, trainer.fork), None
     for file in usable_files(run, store, trainer.state.step):
         try: load_file(trainer, run_dir/file.path)
@@ -91,11 +94,12 @@ def go_on(trainer: Trainer, # of the run's configuration, in its base state
         else: source = file.path; break
     step = trainer.state.step
     if step < inherited: raise BadInput(f"run = {run.name!r}: no whole checkpoint between step {inherited}, where a fork begins, and the end; going on from step {step} would take away rows that the fork rests on, so go on in a fork: sdalab branch {run.name} --at {step}")
-    _take_back(trainer, journal, store, nodes, step)
+    left = set().union(*(lineage(everything, node) for node in trainer.nodes if node in everything.index)) - set(trainer.nodes)
+    _take_back(trainer, journal, store, nodes[~nodes.index.isin(left)], step)
     journal.event('resume', step, path=source, machine={key: list(pair) for key, pair in machine_changes(run).items()})
     return source
 
-def _take_back(trainer, journal, store, nodes, step):
+def _take_back(trainer, journal, store, nodes, step): # without the nodes that were left before
     journal.rewind(nodes.index.tolist(), step)
     later = nodes[(nodes.first_step >= step) & ~nodes.index.isin(trainer.nodes)].sort_values('first_step', kind='stable')
     trainer.plan.extend(Planned(int(n.first_step), int(n.lane), n.Index, Decision(**n.decision)) for n in later.itertuples())
@@ -110,6 +114,7 @@ def train(config: TrainConfig, run_dir, # of the run; one that was interrupted g
           say: Callable[[str], None] = lambda sentence: None, # told where a run goes on
          ) -> str: # 'finished' or 'interrupted'
     "Begin a run, or go on with it, and keep its states. Everything is checked before anything is written."
+    check_seconds(seconds)
     run_dir, run = Path(run_dir).absolute(), None
     if (run_dir/'journal.db').exists():
         check_same_run(run := Run(run_dir), config)

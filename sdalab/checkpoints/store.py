@@ -6,7 +6,7 @@ Docs: https://sdalab.github.io/sdalab/checkpoints/store.html.md"""
 
 # %% auto #0
 __all__ = ['file_name', 'describe_run', 'header_of', 'moments', 'SavedState', 'Store', 'write_snapshot', 'make_compact', 'Job',
-           'Checkpointing']
+           'Checkpointing', 'check_note']
 
 # %% ../../nbs/checkpoints/43_store.ipynb #c3e13f1a
 import time
@@ -96,7 +96,7 @@ class Store:
         "Keep it for one reason less. Raises `BadInput` where forks start from it."
         forks = [pin for pin in file.pins if pin.startswith('fork ')]
         if reason is None and file.pins == forks and forks: raise BadInput(f"{file.path}: {', '.join(forks)} started from it, so it stays")
-        file.pins = [pin for pin in file.pins if pin != reason and (reason is not None or pin in forks)]
+        file.pins = [pin for pin in file.pins if pin != reason and (reason is not None or pin in forks or pin == 'best')]
         self.journal.pin_checkpoint(file.path, file.pins)
 
     def at(self, step: int) -> SavedState:
@@ -143,6 +143,7 @@ class Checkpointing(Callback):
         self.best = None # best mean validation loss of any lane so far
         self.pool, self.capacity = SnapshotPool(), None
         self.running, self.waiting, self.chores = None, None, [] # (job, future), job, [(action, future)]
+        self.tidy_at = None # what the journal must have taken before anything older is removed
 
     def state_dict(self): "The best validation loss so far."; return dict(best=self.best)
     def load_state_dict(self, state): "Remember it again."; self.best = state['best']
@@ -207,6 +208,9 @@ def _settle(self: Checkpointing, journal):
     for chore in [c for c in self.chores if c[1].done()]:
         self.chores.remove(chore)
         chore[0](chore[1])
+    if self.tidy_at is not None and journal.taken >= self.tidy_at:
+        self.tidy_at = None
+        self._tidy(journal)
     if self.waiting and not self.running:
         job, self.waiting = self.waiting, None
         self.running = job, self.thread.submit(write_snapshot, self.run_dir/job.path, job.header, job.snapshot)
@@ -224,7 +228,7 @@ def _finish(self: Checkpointing, journal, job: Job, written: Future):
                 if 'best' in file.pins: self.store.unpin(file, 'best')
         self.store.record(job.path, job.snapshot.state, 'exact', size, job.pins)
         journal.event('checkpoint', job.snapshot.step, path=job.path, bytes=size, pins=job.pins)
-        self._tidy(journal)
+        self.tidy_at = journal.given # a state ahead of the journal's rows is none to go on from yet
     self._release(job.snapshot)
 
 @patch
@@ -250,7 +254,8 @@ def _chore(self: Checkpointing, journal, file, work, then, *arguments):
 @patch
 def wait(self: Checkpointing, journal: Journal):
     "Until everything under way is on disk and noted down."
-    while self.running or self.waiting or self.chores:
+    while self.running or self.waiting or self.chores or self.tidy_at is not None:
+        if not (self.running or self.waiting or self.chores): journal.flush()
         for _, future in [*([self.running] if self.running else []), *self.chores]: future.exception()
         self._settle(journal)
 
@@ -277,13 +282,17 @@ def _release(self: Checkpointing, snapshot):
     if not any(snapshot is other for other in held): self.pool.give_back(snapshot)
 
 # %% ../../nbs/checkpoints/43_store.ipynb #479fd3fb
+def check_note(note: str) -> str: # the same
+    "Raises `BadInput` for a word that the lab itself pins with."
+    if note == 'best' or note.startswith('fork '): raise BadInput(f"note = {note!r}: the lab's own word for a pin; take another")
+    return note
+
 @patch
 def on_command(self: Checkpointing, trainer: Trainer, journal: Journal, command):
     "`checkpoint` {note} saves now; `pin` {step, note} keeps a state, `pin` {step, pinned: false} lets it go."
     known = {'checkpoint': {'note'}, 'pin': {'step', 'note', 'pinned'}}[command.kind]
     for key in command.payload.keys() - known: raise BadInput(f"{key} is not a field of {command.kind}: known: {', '.join(sorted(known))}")
-    note = str(command.payload.get('note') or 'pinned')
-    if note == 'best' or note.startswith('fork '): raise BadInput(f"note = {note!r}: the lab's own word for a pin; take another")
+    note = check_note(str(command.payload.get('note') or 'pinned'))
     if command.kind == 'checkpoint': return self.save(trainer, journal, [note])
     step = command.payload.get('step')
     self.wait(journal)

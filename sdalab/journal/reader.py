@@ -108,7 +108,8 @@ class Run:
 
     def checkpoints(self) -> pd.DataFrame: # one row a file and node, in order of number
         "The saved states that are on disk; `step` is the number of steps taken."
-        return self._frame('SELECT * FROM checkpoints ORDER BY id')
+        table = self._frame('SELECT * FROM checkpoints ORDER BY id')
+        return table if 'pins' in table else table.assign(fork=0, lane=0, bytes=pd.NA, pins=None) # a journal of version 1, whose table is empty
 
     def events(self, since_id: int = 0) -> pd.DataFrame: # those with a larger id
         "What happened beside the steps."

@@ -333,6 +333,12 @@ def flush(self: Writer):
     try: os.fsync(wal)
     finally: os.close(wal)
 
+@patch(as_prop=True)
+def given(self: Writer) -> int: "How much was ever given, in pieces."; return self._buffer.given
+
+@patch(as_prop=True)
+def taken(self: Writer) -> int: "How much of it a kill can no longer take back."; return self._buffer.taken
+
 @patch
 def close(self: Writer, status: str | None = 'finished'): # how the run ended; None: as it was
     "Writes what is left, sets the status, and lets go of the run."
