@@ -6,7 +6,7 @@ Docs: https://sdalab.github.io/sdalab/training/corpus.html.md"""
 
 # %% auto #0
 __all__ = ['TABLES', 'PURPOSES', 'CharTokenizer', 'ByteTokenizer', 'PretrainedTokenizer', 'CorpusConfig', 'read_text',
-           'split_blocks', 'Batch', 'philox', 'Corpus', 'shuffled_step', 'load_corpus']
+           'split_blocks', 'Spike', 'Batch', 'philox', 'Corpus', 'as_batch', 'shuffled_step', 'load_corpus']
 
 # %% ../../nbs/training/10_corpus.ipynb #d83bd2c0
 import hashlib
@@ -112,18 +112,28 @@ def split_blocks(length: int, # tokens
     return spans[~held_out], spans[held_out]
 
 # %% ../../nbs/training/10_corpus.ipynb #74f2f1f1
+class Spike(NamedTuple):
+    "Noise injected into the gradient: a few of its coordinates blown up."
+    share: float # of the coordinates
+    factor: float # by which they are multiplied
+    seed: int # of the choice of coordinates
+
 class Batch(NamedTuple):
-    "What one step learns from."
+    "What one step learns from: Powell's exogenous information, the minibatch and the noise injected into it."
     inputs: torch.Tensor # [rows, context] int64 tokens
     targets: torch.Tensor # [rows, context] int64, the token after each input
+    spike: Spike | None = None # into the gradient
 
-PURPOSES = ('batch', 'order', 'weights', 'module') # what random numbers are drawn for: a stream each
+    def to(self, device) -> 'Batch': "The same on another device."; return self._replace(inputs=self.inputs.to(device), targets=self.targets.to(device))
+
+PURPOSES = ('batch', 'order', 'weights', 'module', 'stress', 'probe') # what random numbers are drawn for: a stream each
 
 def philox(seed: int, index: int, # non-negative, below 2**64
            purpose: str = 'batch', # one of PURPOSES
+           stream: int = 0, # a further number, below 2**64
           ) -> np.random.Generator:
-    "The random generator of (seed, index, purpose)."
-    return np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64), counter=[0, 0, 0, PURPOSES.index(purpose)]))
+    "The random generator of (seed, index, purpose, stream)."
+    return np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64), counter=[0, 0, stream, PURPOSES.index(purpose)]))
 
 # %% ../../nbs/training/10_corpus.ipynb #406b62c1
 class Corpus:
@@ -144,15 +154,29 @@ class Corpus:
         shortest = int((self.train[:, 1] - self.train[:, 0]).min())
         if shortest < context + 1:
             raise BadInput(f"context = {context}: the text has {len(self.tokens)} tokens in {blocks} blocks of {shortest}, and a window needs {context + 1}; take a longer text, fewer blocks or a shorter context")
-        self._starts = np.concatenate([np.arange(a, b - context) for a, b in self.train])
+        self._starts = {}
         self._held_out = np.concatenate([np.arange(a, b - context, context) for a, b in self.validation])
 
     @property
     def vocabulary(self) -> int: "Number of tokens of the tokenizer."; return self.tokenizer.vocabulary
 
-    def _windows(self, starts):
-        windows = torch.from_numpy(self.tokens[starts[:, None] + np.arange(self.context + 1)].astype(np.int64))
-        return Batch(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())
+    def starts(self, length: int | None = None, # tokens in a window; none: `context`
+              ) -> np.ndarray: # positions in `tokens`, ascending
+        "Where a training window may start. Raises `BadInput` for a window longer than every block."
+        length = length or self.context
+        if length not in self._starts: self._starts[length] = np.concatenate([np.arange(a, b - length) for a, b in self.train])
+        if not len(self._starts[length]): raise BadInput(f"length = {length}: no block of the text holds a window of that many tokens; take a longer text or fewer blocks")
+        return self._starts[length]
+
+    def windows(self, starts: np.ndarray, # [rows] positions in `tokens`
+                length: int | None = None) -> Batch: # tokens in a window; none: `context`
+        "The windows at these positions."
+        return as_batch(self.tokens[starts[:, None] + np.arange((length or self.context) + 1)])
+
+def as_batch(tokens) -> Batch: # inputs and targets of [rows, context]
+    "Windows of one token more than their context, [rows, context + 1], as what a model is given and what it should say."
+    windows = torch.from_numpy(np.asarray(tokens, dtype=np.int64))
+    return Batch(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())
 
 # %% ../../nbs/training/10_corpus.ipynb #11a13a52
 from fastcore.basics import patch
@@ -161,15 +185,17 @@ from fastcore.basics import patch
 @patch
 def batch(self: Corpus, seed: int, # of the data order, from 0
           step: int, # from 0
+         purpose: str = 'batch', # 'probe': windows drawn apart from those that training sees
          ) -> Batch: # `rows` windows
     "The batch of (seed, step): a pure function of its arguments."
-    return self._windows(self._starts[philox(seed, step).integers(len(self._starts), size=self.rows)])
+    starts = self.starts()
+    return self.windows(starts[philox(seed, step, purpose).integers(len(starts), size=self.rows)])
 
 @patch
 def validation_batch(self: Corpus, index: int, # wraps round at the end
                     ) -> Batch: # `rows` windows
     "The `index`-th batch of held-out windows, in order."
-    return self._windows(self._held_out[(index * self.rows + np.arange(self.rows)) % len(self._held_out)])
+    return self.windows(self._held_out[(index * self.rows + np.arange(self.rows)) % len(self._held_out)])
 
 # %% ../../nbs/training/10_corpus.ipynb #4da86e02
 def shuffled_step(seed: int, # of the permutation
@@ -182,11 +208,14 @@ def shuffled_step(seed: int, # of the permutation
 
 # %% ../../nbs/training/10_corpus.ipynb #0a64c560
 @patch(as_prop=True)
+def token_counts(self: Corpus) -> np.ndarray: # [vocabulary]
+    "How often each token occurs in the training text."
+    return sum(np.bincount(self.tokens[a:b], minlength=self.vocabulary) for a, b in self.train)
+
+@patch(as_prop=True)
 def unigram_loss(self: Corpus) -> float:
     "Validation loss in nats per token of the training text's token frequencies (add-one smoothed)."
-    counts = np.ones(self.vocabulary)
-    for a, b in self.train: counts += np.bincount(self.tokens[a:b], minlength=self.vocabulary)
-    log_p = np.log(counts / counts.sum())
+    log_p = np.log((1 + self.token_counts) / (1 + self.token_counts).sum())
     return float(-np.concatenate([log_p[self.tokens[a:b]] for a, b in self.validation]).mean())
 
 @patch

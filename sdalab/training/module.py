@@ -6,12 +6,13 @@ Docs: https://sdalab.github.io/sdalab/training/module.html.md"""
 
 # %% auto #0
 __all__ = ['PATTERNS', 'SIZES', 'parameter_group', 'ModuleConfig', 'check_module', 'build_module', 'load_weights', 'drawing_from',
-           'ModuleState', 'ModuleEngine', 'usable_device']
+           'ModuleState', 'ModuleEngine', 'usable_device', 'parameters_of', 'norms_by_group', 'quiet']
 
 # %% ../../nbs/training/18_module.ipynb #b62a0703
-import copy, inspect, math, re
-from contextlib import nullcontext
+import copy, inspect, itertools, math, re
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -19,10 +20,10 @@ from ..checked import BadInput, Checked
 from ..decisions.model import Decision
 from .corpus import Batch, philox
 from .decoder import GROUPS
-from .engine import Observation, spread
+from .engine import Movement, Observation, spread
 from .layers import Arena
 from .losses import LOSSES, token_loss
-from .optimizer import OptimizerConfig, clip_coefficient, group_rates
+from .optimizer import OptimizerConfig, clip_coefficient, group_rates, spiked
 
 # %% ../../nbs/training/18_module.ipynb #6f2a2906
 PATTERNS = (('norms', r'norm|(^|\.)ln_|layernorm'), ('head', r'lm_head|embed_out|(^|\.)head\b'), ('embedding', r'embed|(^|\.)(wte|wpe|token|position)\b'),
@@ -92,7 +93,7 @@ class drawing_from:
     def __exit__(self, *error): return self.fork.__exit__(*error)
 
 # %% ../../nbs/training/18_module.ipynb #d4dd2a8a
-@dataclass
+@dataclass(eq=False)
 class ModuleState:
     "Where a module stands: one lane."
     model: nn.Module
@@ -152,6 +153,7 @@ class ModuleEngine:
                 ):
         "Raises `BadInput` for a device that is not there or has no bfloat16."
         self.build, self.optimizer, self.device, self.bfloat16, self.micro_rows = build, optimizer, usable_device(device), bfloat16, micro_rows
+        self.watching, self._last_gradients = False, WeakKeyDictionary()
         if bfloat16 and self.device.type == 'cuda' and not torch.cuda.is_bf16_supported(): raise BadInput(f"precision = 'bfloat16': {torch.cuda.get_device_name()} has none; take float32")
 
     def initial_state(self, seeds, learning_rate=None, weight_decay=None) -> ModuleState:
@@ -191,49 +193,90 @@ def _output(self: ModuleEngine, model, inputs, targets):
     return next(t for t in out if t.ndim == 3) if isinstance(out, tuple) else out
 
 @patch
-def _losses(self: ModuleEngine, model, inputs, targets, variant=None, share=1.0):
-    "[B, T] losses; with a variant also the gradients of `share` times the mean loss, added to the parameters'."
+def _losses(self: ModuleEngine, model, inputs, targets, variant=None):
+    "[B, T] losses; the module's output, and the gradient of their mean with respect to it."
     out = self._output(model, inputs, targets)
     if out.ndim == 0:
         if variant not in (None, 'cross_entropy'): raise BadInput(f"loss = {variant!r}: this module computes its own loss; let it return logits")
-        if variant: (out * share).backward()
-        return out.detach().float().expand(inputs.shape)
+        return out.detach().float().expand(inputs.shape), out, torch.ones_like(out)
     logits = out.detach().to(torch.promote_types(out.dtype, torch.float32)).flatten(0, 1)[None]
-    d_logits = torch.empty_like(logits)
-    losses = token_loss(logits, targets.flatten(), Arena(logits.dtype, logits.device), d_logits, **LOSSES[variant or 'cross_entropy'])
-    if variant: out.backward(d_logits.mul_(share / inputs.numel()).view_as(out).to(out.dtype))
-    return losses.view_as(inputs)
+    slope = torch.empty_like(logits)
+    losses = token_loss(logits, targets.flatten(), Arena(logits.dtype, logits.device), slope, **LOSSES[variant or 'cross_entropy'])
+    return losses.view_as(inputs), out, slope.div_(inputs.numel()).view_as(out).to(out.dtype)
+
+@patch
+def _pieces(self: ModuleEngine, batch):
+    "Micro-batches, each with its share of the batch."
+    n, micro = len(batch.inputs), self.micro_rows or len(batch.inputs)
+    return [(inputs, targets, len(inputs) / n) for inputs, targets in zip(batch.inputs.split(micro), batch.targets.split(micro))]
 
 # %% ../../nbs/training/18_module.ipynb #615df173
 @patch
 def step(self: ModuleEngine, state: ModuleState, decision: Decision | list[Decision], batch: Batch) -> ModuleState:
     "One optimizer step. The state is written over."
-    decision, batch = spread(decision, 1)[0], Batch(*(t.to(self.device) for t in batch))
-    B = len(batch.inputs)
-    micro = self.micro_rows or B
+    decision, batch = spread(decision, 1)[0], batch.to(self.device)
     state.optimizer.zero_grad(set_to_none=True)
+    token_losses = []
     with drawing_from(int(state.seeds[0]), state.step + 1, self.device):
-        losses = [self._losses(state.model, i, t, decision.loss or 'cross_entropy', len(i) / B) for i, t in zip(batch.inputs.split(micro), batch.targets.split(micro))]
-    token_losses = torch.cat(losses)
-    norms = self._gradient_norms(state, decision)
+        for inputs, targets, share in self._pieces(batch):
+            losses, out, slope = self._losses(state.model, inputs, targets, decision.loss or 'cross_entropy')
+            out.backward(slope * share)
+            token_losses.append(losses)
+    self._disturb(state, decision, batch.spike)
+    token_losses, norms = torch.cat(token_losses), norms_by_group(state, lambda p: p.grad)
     state.observed = Observation(token_losses.cpu().double().mean()[None], token_losses[None], norms[None], torch.ones(1, dtype=torch.float64))
+    before = [p.detach().clone() for p in parameters_of(state)] if self.watching else None
     total = norms.norm().item()
     if not math.isfinite(total + state.observed.loss.item()): state.frozen_at.copy_(torch.where(state.frozen_at < 0, state.step, state.frozen_at))
     elif state.frozen_at[0] < 0: self._update(state, decision, total)
+    if self.watching: state.observed.movement = self._movement(state, before, not (batch.spike or decision.regularisation or decision.loss not in (None, 'cross_entropy')))
     state.step += 1
     return state
 
-@patch
-def _gradient_norms(self: ModuleEngine, state, decision) -> Tensor:
-    "[G], after adding the penalty's gradient."
+def parameters_of(state: ModuleState) -> list[nn.Parameter]:
+    "Those that are optimized, group by group: the order of a flat row."
+    return [p for group in state.optimizer.param_groups for p in group['params']]
+
+def norms_by_group(state: ModuleState, tensor_of, # parameter -> its tensor, or None
+                  ) -> Tensor: # [G] float64; a group without tensors has norm 0
+    "The Euclidean norm of each group's tensors."
     norms = torch.zeros(len(GROUPS), dtype=torch.float64)
     for group in state.optimizer.param_groups:
-        held = [p for p in group['params'] if p.grad is not None]
-        if decision.regularisation:
-            for p in held: p.grad.add_(p.detach(), alpha=decision.regularisation)
-        if held: norms[GROUPS.index(group['group'])] = torch.nn.utils.get_total_norm([p.grad for p in held]).cpu().double()
+        held = [t for p in group['params'] if (t := tensor_of(p)) is not None]
+        if held: norms[GROUPS.index(group['group'])] = torch.nn.utils.get_total_norm(held).cpu().double()
     return norms
 
+@patch
+@torch.no_grad()
+def _disturb(self: ModuleEngine, state, decision, spike):
+    "Add the penalty's gradient, and the noise that was injected."
+    held = [p for p in parameters_of(state) if p.grad is not None]
+    if decision.regularisation:
+        for p in held: p.grad.add_(p, alpha=decision.regularisation)
+    if not spike: return
+    sizes = [p.numel() for p in held]
+    at, ends = spiked(spike, sum(sizes)).sort().values, [0, *itertools.accumulate(sizes)]
+    for p, start, end in zip(held, ends, ends[1:]):
+        p.grad.view(-1)[(at[(at >= start) & (at < end)] - start).to(p.device)] *= spike.factor
+
+# %% ../../nbs/training/18_module.ipynb #2fc01b70
+@patch
+@torch.no_grad()
+def _movement(self: ModuleEngine, state, before, plain) -> Movement:
+    "From the parameters before the step; the gradients are as the update used them, clipped."
+    parameters = parameters_of(state)
+    old = dict(zip(parameters, before))
+    delta = {p: p - b for p, b in old.items()}
+    g = {p: p.grad for p in parameters if p.grad is not None}
+    last = self._last_gradients.get(state)
+    dot = lambda a, b: sum(torch.sum(a[p] * b[p]).cpu().double() for p in g)
+    along = dot(g, delta) / state.observed.clip_coefficient[0] if plain else torch.tensor(math.nan, dtype=torch.float64)
+    cosine = dot(g, last) / (dot(g, g) * dot(last, last)).sqrt() if last and last.keys() == g.keys() else torch.tensor(math.nan, dtype=torch.float64)
+    nonfinite = sum((~torch.isfinite(t)).sum().cpu().double() for t in g.values()) if not math.isfinite(state.observed.gradient_norm.sum()) else torch.tensor(0.0, dtype=torch.float64)
+    self._last_gradients[state] = {p: t.clone() for p, t in g.items()}
+    return Movement(norms_by_group(state, old.get)[None], norms_by_group(state, delta.get)[None], along[None], cosine[None], nonfinite[None])
+
+# %% ../../nbs/training/18_module.ipynb #242e6a7b
 @patch
 def _update(self: ModuleEngine, state, decision, norm):
     if decision.momentum_reset: state.optimizer.state.clear()
@@ -248,11 +291,29 @@ def _update(self: ModuleEngine, state, decision, norm):
         group['weight_decay'] = state.weight_decay[0, at].item() * decision.weight_decay_scale
     state.optimizer.step()
 
+@contextmanager
+def quiet(model: nn.Module):
+    "Without dropout, and afterwards as before."
+    training = model.training
+    model.eval()
+    try: yield
+    finally: model.train(training)
+
 @patch
 @torch.no_grad()
 def evaluate(self: ModuleEngine, state: ModuleState, batch: Batch) -> Tensor: # [1, B, T]
     "Cross-entropy of every token; dropout is off."
-    state.model.eval()
-    losses = self._losses(state.model, *(t.to(self.device) for t in batch))[None]
-    state.model.train()
-    return losses
+    batch = batch.to(self.device)
+    with quiet(state.model): return self._losses(state.model, batch.inputs, batch.targets)[0][None]
+
+@patch
+def gradient(self: ModuleEngine, state: ModuleState, batch: Batch) -> tuple[Tensor, Tensor]: # [1] float64, [1, P]
+    "Mean cross-entropy and its gradient, in the order of `parameters_of`; dropout is off, and the parameters' own gradients stay as they are."
+    parameters, loss, total = parameters_of(state), 0.0, None
+    with quiet(state.model):
+        for inputs, targets, share in self._pieces(batch.to(self.device)):
+            losses, out, slope = self._losses(state.model, inputs, targets)
+            found = torch.autograd.grad(out, parameters, slope * share, allow_unused=True)
+            row = torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(parameters, found)])
+            loss, total = loss + share * losses.cpu().double().mean(), row if total is None else total + row
+    return loss[None], total[None]

@@ -23,6 +23,7 @@ from .decoder import GROUPS
 from .engine import Observation, take
 from .module import ModuleEngine, build_module, check_module, usable_device
 from .stacked import StackedEngine
+from .stressors import build_stressor, stressed
 
 # %% ../../nbs/training/20_train.ipynb #b5d15c6f
 DTYPES = {'float32': torch.float32, 'float64': torch.float64, 'bfloat16': torch.float32}
@@ -59,11 +60,15 @@ class Trainer:
         self.numbers = list(range(len(config.lanes()))) if numbers is None else numbers
         self.engine, self.lanes = build_engine(config, self.corpus), [config.lanes()[number] for number in self.numbers]
         self.state = self.engine.initial_state([l.seed for l in self.lanes], [l.learning_rate for l in self.lanes], [l.weight_decay for l in self.lanes])
-        if config.engine == 'module': check_module(self.state.model, self.corpus.vocabulary, config.context)
+        if config.engine == 'module': check_module(self.state.model, self.corpus.vocabulary, config.longest)
+        self.stressors = [build_stressor(entry) for entry in config.stressors]
+        for stressor in self.stressors: stressor.check(self.corpus, config.longest)
         self.policies = [build_policy(config.policy) for _ in self.lanes]
         self.standing, self.nodes, self.plan = [Decision()] * len(self.lanes), [], deque()
         self.fork, self.callbacks = 0, []
+        self.decisions, self.stress = [], None # of the latest step
         self.validation = None # losses of the latest step's evaluation; none: there was none
+        self.sensed = {} # signal -> a value a lane: what the callbacks made of the latest step, for the policies
         self.begun_at, self.seconds = 0, 0.0 # the first step taken here, and the time spent in steps
 
     @property
@@ -98,6 +103,7 @@ def decide(self: Trainer) -> list[Decision]:
     decisions = []
     for lane, policy in enumerate(self.policies):
         signals = dict(loss=losses[lane], gradient_norm=norms[lane]) if seen else {}
+        signals |= {name: values[lane] for name, values in self.sensed.items() if values[lane] is not None}
         decisions.append(policy.decide(Information(self.state.step, self.config.steps, self.numbers[lane], signals)).compose(self.standing[lane]))
     self.standing = [d.replace(momentum_reset=False, skip=False) if d.momentum_reset or d.skip else d for d in self.standing]
     return decisions
@@ -105,13 +111,14 @@ def decide(self: Trainer) -> list[Decision]:
 @patch
 def step(self: Trainer) -> dict[str, list]: # the journal's columns, one value a lane
     "Decide, take the batch, step."
-    started, step, decisions = time.perf_counter(), self.state.step, self.decide()
+    started, step, seed, decisions = time.perf_counter(), self.state.step, self.config.seed, self.decide()
     shuffled = any(d.data_order == 'shuffle_block' for d, alive in zip(decisions, self.alive) if alive)
-    batch = self.corpus.batch(self.config.seed, shuffled_step(self.config.seed, step) if shuffled else step)
-    self.state = self.engine.step(self.state, decisions, batch)
+    self.stress = stressed(self.stressors, self.corpus, seed, step, shuffled_step(seed, step) if shuffled else step)
+    self.decisions = [d.compose(self.stress.decision) for d in decisions] if self.stress.decision.changes() else decisions
+    self.state = self.engine.step(self.state, self.decisions, self.stress.batch)
     took = time.perf_counter() - started
     self.seconds += took
-    return self._columns(decisions, took)
+    return self._columns(self.decisions, took)
 
 @patch
 def _columns(self: Trainer, decisions, seconds):
@@ -145,7 +152,7 @@ def state_dict(self: Trainer) -> dict:
     "Everything beside the tensors that decides how this trainer goes on, as plain data."
     lanes = [dict(lane=number, node=node, seed=lane.seed, settings=lane.settings, decision=decision.model_dump(), policy=copy.deepcopy(policy.state_dict())) for number, node, lane, decision, policy
              in zip(self.numbers, self.nodes or [None] * len(self.lanes), self.lanes, self.standing, self.policies)]
-    return dict(step=self.state.step, fork=self.fork, lanes=lanes, callbacks={c.name: copy.deepcopy(c.state_dict()) for c in self.callbacks if c.name})
+    return dict(step=self.state.step, fork=self.fork, lanes=lanes, sensed=copy.deepcopy(self.sensed), callbacks={c.name: copy.deepcopy(c.state_dict()) for c in self.callbacks if c.name})
 
 @patch
 def tensors(self: Trainer) -> dict[str, torch.Tensor]:
@@ -164,6 +171,7 @@ def load(self: Trainer, state: dict, # from `state_dict` of a trainer of this co
     self.state = self.state.load({name: t for name, t in tensors.items() if not name.startswith('observed.')}, state['step'], Observation(**observed) if observed else None)
     self.standing, self.nodes = [Decision(**l['decision']) for l in lanes], [l['node'] for l in lanes if l['node'] is not None]
     self.numbers, self.fork, self.begun_at = [l['lane'] for l in lanes], state['fork'], state['step']
+    self.sensed = state.get('sensed', {}) # older states know of none
     for policy, lane in zip(self.policies, lanes): policy.load_state_dict(lane['policy'])
     for callback in self.callbacks:
         if callback.name in state['callbacks']: callback.load_state_dict(state['callbacks'][callback.name])
@@ -180,6 +188,7 @@ def forked(self: Trainer, lanes: list[int], # which to take
     other.policies = [copy.deepcopy(self.policies[i]) for i in lanes]
     other.standing = [self.standing[i].compose(decision) for i, decision in zip(lanes, decisions, strict=True)]
     other.nodes, other.plan, other.callbacks, other.fork, other.begun_at, other.seconds = [], deque(), [], number, self.state.step, 0.0
+    other.sensed = {name: [values[i] for i in lanes] for name, values in self.sensed.items()}
     return other
 
 # %% ../../nbs/training/20_train.ipynb #5b9dddf8
@@ -188,6 +197,7 @@ class Callback:
     name = '' # of its state in a checkpoint; empty: it remembers nothing
     commands: tuple[str, ...] = () # kinds of command that it carries out
     def on_train_begin(self, trainer: Trainer, journal: Journal): "Before the first step taken here."
+    def columns(self, trainer: Trainer, journal: Journal) -> dict[str, list]: "What it adds to the journal's row of the step just taken, one value a lane; policies see it at the next step."; return {}
     def on_step_end(self, trainer: Trainer, journal: Journal): "After a step, which is in the journal already."
     def on_train_end(self, trainer: Trainer, journal: Journal, status: str): "After the last step taken here."
     def on_command(self, trainer: Trainer, journal: Journal, command: Command): "One of `commands` came. Raises `BadInput` to refuse it."
@@ -298,7 +308,10 @@ def _journal_step(self: Trainer, journal):
     "One step, written down for the lanes that were alive before it."
     step, was_alive = self.state.step, self.alive
     columns = self.advance()
+    self.sensed = {name: values for callback in self.callbacks for name, values in callback.columns(self, journal).items()}
+    columns |= self.sensed
     keep = np.flatnonzero(was_alive)
+    for name in self.stress.begun: journal.event('stressor', step, self.nodes[keep[0]], name=name, settings=next(s for s in self.stressors if s.name == name).model_dump(exclude_unset=True))
     journal.steps(step, [self.nodes[i] for i in keep], {name: [values[i] for i in keep] for name, values in columns.items()})
     for lane in np.flatnonzero(was_alive & ~self.alive):
         journal.event('frozen', step, self.nodes[lane], lane=int(lane), reason='loss or gradient is not finite')
