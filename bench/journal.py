@@ -51,7 +51,7 @@ def timed(call, times: int) -> float:
 def reader_row(folder: Path) -> Row:
     "Seconds from opening a journal of a million step rows to one signal of every lane."
     rng, steps = np.random.default_rng(0), ROWS // LANES
-    names = [name for name in signal_columns() if name != "validation_loss"]
+    names = [name for name in signal_columns("signals") if name != "validation_loss"]
     with Journal.create(folder / "long", {}, {}) as journal:
         nodes = [journal.node(lane) for lane in range(LANES)]
         values = rng.standard_normal((len(names), LANES)).tolist()

@@ -68,7 +68,7 @@ def stand_at(run: Run, node: int, # whose path is followed
     return trainer, source or 'the beginning'
 
 # %% ../../nbs/checkpoints/45_branch.ipynb #7d7b1680
-COMPARED = [name for name in signal_columns() if name != 'step_seconds']
+COMPARED = [name for name in signal_columns('signals') if name != 'step_seconds']
 
 @dataclass
 class Difference:

@@ -27,7 +27,7 @@ def reading(run_dir):
         yield db
 
 # %% ../../nbs/journal/07_reader.ipynb #0d364f8a
-JSON_COLUMNS = ('decision', 'settings', 'detail', 'payload', 'pins')
+JSON_COLUMNS = ('decision', 'settings', 'detail', 'payload', 'pins', 'keys', 'readings')
 
 def frame(db: sqlite3.Connection, query: str, parameters=()) -> pd.DataFrame:
     "The answer as a table; JSON columns are decoded."
@@ -155,6 +155,17 @@ def rows_since(self: Run, rowid: int, # 0 for all, then what the last call gave
     table = pd.DataFrame(rows)[list(dict.fromkeys(['node', 'step', 'wall_time', *names]))]
     return table.astype({'node': int, 'step': int}), int(ids[-1]) if len(ids) else rowid
 
+# %% ../../nbs/journal/07_reader.ipynb #a9158595
+@patch
+def profiles(self: Run, name: str) -> pd.DataFrame: # node and step in the index, a column for each block, group, matrix or quantile
+    "The readings of that name that are more than one number."
+    try: table = self._frame('SELECT node, step, keys, readings FROM profiles WHERE name = ? ORDER BY id', (name,))
+    except sqlite3.OperationalError as problem:
+        if 'no such table' not in str(problem): raise
+        return pd.DataFrame() # a journal of version 1 or 2
+    rows = [dict(zip(row.keys, row.readings), node=row.node, step=row.step) for row in table.itertuples()]
+    return pd.DataFrame(rows).set_index(['node', 'step']) if rows else pd.DataFrame()
+
 # %% ../../nbs/journal/07_reader.ipynb #510af80a
 @patch
 def commands(self: Run) -> pd.DataFrame: # oldest first
@@ -208,7 +219,7 @@ def _select(rows: dict, nodes: np.ndarray, first: int | None, last: int | None) 
 def _attributes(name: str) -> dict:
     "Unit and meaning, also under the names by which xarray labels its plots."
     table = load_schema()['tables']['steps']
-    column = next(c for c in table['signals'] + table['columns'] if c['name'] == name)
+    column = next(c for c in table['signals'] + table['senses'] + table['columns'] if c['name'] == name)
     return dict(unit=column['unit'], meaning=column['meaning'], units=column['unit'], long_name=name.replace('_', ' '))
 
 # %% ../../nbs/journal/07_reader.ipynb #aae469df

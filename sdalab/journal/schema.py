@@ -16,7 +16,7 @@ import yaml
 from ..checked import BadInput, data_file, nearest
 
 # %% ../../nbs/journal/05_schema.ipynb #1cbdf068
-SCHEMA_VERSION = 2 # the newest journal that this code understands
+SCHEMA_VERSION = 3 # the newest journal that this code understands
 
 # %% ../../nbs/journal/05_schema.ipynb #f0074e99
 @cache
@@ -25,9 +25,10 @@ def load_schema(version: int = SCHEMA_VERSION) -> dict: # `version`, and `tables
     return yaml.safe_load(data_file(f'journal_schema_v{version}.yaml').read_text(encoding='utf-8'))
 
 # %% ../../nbs/journal/05_schema.ipynb #e4c7bf78
-def signal_columns() -> dict[str, dict]: # name -> {name, type, unit, meaning}
-    "The columns of `steps` that training fills."
-    return {column['name']: column for column in load_schema()['tables']['steps']['signals']}
+def signal_columns(*kinds: str, # 'signals', 'senses'; none: both
+                  ) -> dict[str, dict]: # name -> {name, type, unit, meaning}
+    "The columns of `steps` that training and monitor fill."
+    return {column['name']: column for kind in kinds or ('signals', 'senses') for column in load_schema()['tables']['steps'][kind]}
 
 # %% ../../nbs/journal/05_schema.ipynb #5db7df40
 def check_names(names, # names of signals
@@ -43,16 +44,16 @@ APPLICATION_ID = 0x5344414A # "SDAJ"
 def columns_of(table: str, version: int = SCHEMA_VERSION) -> list[dict]: # name, type, unit, meaning
     "All columns of a table."
     facts = load_schema(version)['tables'][table]
-    return facts['columns'] + facts.get('signals', [])
+    return facts['columns'] + facts.get('signals', []) + facts.get('senses', [])
 
-def create_tables(db: sqlite3.Connection, # an empty database
+def create_tables(db: sqlite3.Connection, # a database
                   version: int = SCHEMA_VERSION, # of the schema
                  ) -> None:
-    "Creates every table of the schema."
+    "Creates every table of the schema that is not there."
     for name, table in load_schema(version)['tables'].items():
         columns = [f"{c['name']} {c['type']}" for c in columns_of(name, version)]
         if 'constraint' in table: columns.append(table['constraint'])
-        db.execute(f"CREATE TABLE {name} ({', '.join(columns)})")
+        db.execute(f"CREATE TABLE IF NOT EXISTS {name} ({', '.join(columns)})")
     db.execute(f'PRAGMA application_id = {APPLICATION_ID}')
     db.execute(f'PRAGMA user_version = {version}')
 
@@ -60,11 +61,11 @@ def create_tables(db: sqlite3.Connection, # an empty database
 def add_missing_columns(db: sqlite3.Connection, # a journal of this version or an older one
                        ) -> None:
     "Brings every table up to this version."
+    create_tables(db)
     for table in load_schema()['tables']:
         there = {row[1] for row in db.execute(f'PRAGMA table_info({table})')}
         for c in columns_of(table):
             if c['name'] not in there: db.execute(f"ALTER TABLE {table} ADD COLUMN {c['name']} {c['type']}")
-    db.execute(f'PRAGMA user_version = {SCHEMA_VERSION}')
 
 # %% ../../nbs/journal/05_schema.ipynb #ab226f15
 def check_journal(db: sqlite3.Connection, # an open database

@@ -10,7 +10,7 @@ __all__ = ['PACK', 'KEYS', 'SIGNALS', 'PLACE', 'META', 'STATUSES', 'MADE_BY_STEP
            'Writer', 'check_status', 'Journal', 'RunInUse', 'JournalError']
 
 # %% ../../nbs/journal/06_writer.ipynb #62100f3d
-import atexit, json, os, sqlite3, threading, time, weakref
+import atexit, json, math, os, sqlite3, threading, time, weakref
 from array import array
 from collections import deque
 from dataclasses import dataclass
@@ -516,6 +516,16 @@ def event(self: Journal, kind: str, # what happened
               [(time.time(), kind, int(step), None if node is None else int(node), as_json('detail', detail))])
 
 @patch
+def profile(self: Journal, step: int, # after which it was read
+            node: int, name: str, # of what was read
+            axis: str, # what the values go by: block, group, matrix or quantile
+            readings: dict[str, float]): # key on the axis -> value
+    "Records a reading of more than one number."
+    values = [v if v is not None and math.isfinite(v) else None for v in readings.values()]
+    self._put('INSERT INTO profiles(node, step, name, axis, keys, readings) VALUES (?,?,?,?,?,?)',
+              [(int(node), int(step), name, axis, as_json('keys', list(map(str, readings))), as_json('readings', values))])
+
+@patch
 def pending(self: Journal) -> list[Command]:
     "The commands to act on, oldest first; each stays in the list until it is answered. No SQL happens here."
     return self._inbox.pending()
@@ -587,6 +597,7 @@ def _cut(self: Journal, nodes: list[int], step: int) -> int: # rows removed
     kinds = ','.join(f"'{kind}'" for kind in MADE_BY_STEPS)
     work = [(f"DELETE FROM events WHERE kind IN ({kinds}) AND node {some} AND step >= ?", [key]),
             (f'UPDATE nodes SET last_step = NULL, outcome = NULL WHERE id {some} AND (last_step >= ? OR last_step = ? - 1 AND outcome IS NULL)', [(*key, step)])]
+    work.append((f'DELETE FROM profiles WHERE node {some} AND step >= ?', [key]))
     if count: work += [(META, [('next_row', str(self._disk.next_row))]), # an id is never used twice: readers go by it
                        ('DELETE FROM packs WHERE last >= ?', [(first,)]), (f'DELETE {gone}', [key])]
     self._disk.run(work)
