@@ -8,7 +8,7 @@ Docs: https://sdalab.github.io/sdalab/training/inside.html.md"""
 __all__ = ['NotAvailable', 'Activations', 'overheard', 'StackedInside', 'Overhearing', 'blocks_of', 'is_activation',
            'ModuleInside', 'look_inside']
 
-# %% ../../nbs/training/21_inside.ipynb #7967f136
+# %% ../../nbs/training/21_inside.ipynb #e178d8d9
 import math
 from dataclasses import dataclass, field
 import torch
@@ -20,9 +20,10 @@ from .decoder import BoundDecoder
 from .layers import Attention, Linear, ReLU, Smooth
 from .engine import Engine, State
 from .module import ModuleEngine, ModuleState, parameter_group, parameters_of, quiet
+from .optimizer import adam_preconditioner
 from .stacked import LaneState, StackedEngine
 
-# %% ../../nbs/training/21_inside.ipynb #93f73792
+# %% ../../nbs/training/21_inside.ipynb #c6862c6b
 class NotAvailable(Exception):
     "Something cannot be sensed in this run. The message says why."
 
@@ -36,7 +37,7 @@ class Activations:
     keys: list[Tensor] = field(default_factory=list) # [L, H, T, C]
     scale: float = 1.0 # on the products of queries and keys
 
-# %% ../../nbs/training/21_inside.ipynb #c9eb9045
+# %% ../../nbs/training/21_inside.ipynb #472b28af
 def overheard(decoder: BoundDecoder, # of one window
               inputs: Tensor, # [1, T]
              ) -> Activations:
@@ -59,10 +60,11 @@ def overheard(decoder: BoundDecoder, # of one window
 
 class StackedInside:
     "The inside of the stacked engine's lanes."
+    fine = torch.float64 # precision for differences of gradients: kinks of a ReLU spoil those of float32
     def __init__(self, engine: StackedEngine, state: LaneState):
         self.engine, self.state = engine, state
         self.groups = engine.decoder.layout.groups # name -> where it lies in a row
-        self._elsewhere = None # a state of its own, for gradients at other parameters
+        self._elsewhere = {} # precision -> an engine and a state of its own, for gradients at other parameters
 
     @property
     def lanes(self) -> int: "L."; return len(self.state.seeds)
@@ -73,9 +75,13 @@ class StackedInside:
                 ) -> tuple[Tensor, Tensor]: # [L] float64, [L, P]
         "Mean cross-entropy and its gradient, here or elsewhere."
         if at is None: return self.engine.gradient(self.state, batch)
-        if self._elsewhere is None: self._elsewhere = self.state.take(list(range(self.lanes)))
-        self._elsewhere.parameters.copy_(at)
-        return self.engine.gradient(self._elsewhere, batch)
+        if at.dtype not in self._elsewhere:
+            e = self.engine
+            other = e if at.dtype == e.dtype else StackedEngine(e.config, e.optimizer, at.dtype, str(e.device), e.threads, e.micro_rows)
+            self._elsewhere[at.dtype] = other, other.initial_state(self.state.seeds.tolist())
+        engine, state = self._elsewhere[at.dtype]
+        state.parameters.copy_(at)
+        return engine.gradient(state, batch)
 
     def losses(self, batch: Batch) -> Tensor: "[L] float64 mean cross-entropy."; return self.engine.evaluate(self.state, batch).double().mean((1, 2))
 
@@ -83,9 +89,7 @@ class StackedInside:
         "Adam's sqrt(v / (1 - beta2^t)) + eps, by which it divides the gradient; ones for SGD, and before the first step."
         c, s = self.engine.optimizer, self.state
         if c.name == 'sgd': return torch.ones_like(s.parameters)
-        correction = (1 - c.beta2 ** s.updates.double()).clamp(min=1e-300)[:, None]
-        adam = (s.second_moment.double() / correction).sqrt().add(c.eps).to(s.parameters.dtype)
-        return torch.where(s.updates[:, None] > 0, adam, 1.0)
+        return torch.where(s.updates[:, None] > 0, adam_preconditioner(s.second_moment, s.updates, c.beta2, c.eps), 1.0)
 
     def matrices(self) -> dict[str, Tensor]: # name -> [L, inputs, outputs]
         "The weight matrices of attention and feed-forward layers; views."
@@ -99,7 +103,7 @@ class StackedInside:
         join = lambda name: [torch.cat(tensors) for tensors in zip(*(getattr(part, name) for part in parts))]
         return Activations(torch.cat([part.logits for part in parts]), *map(join, ('hidden', 'active', 'queries', 'keys')), scale=parts[0].scale)
 
-# %% ../../nbs/training/21_inside.ipynb #84f7490d
+# %% ../../nbs/training/21_inside.ipynb #bd8e8c76
 class Overhearing(TorchFunctionMode):
     "Keeps queries and keys of every fused attention, and what activation functions give, while it is on."
     ACTIVATIONS = (F.relu, F.gelu, F.silu, torch.relu)
@@ -124,7 +128,7 @@ def is_activation(module: nn.Module) -> bool:
 
 class ModuleInside:
     "The inside of the one lane of the module engine."
-    lanes = 1
+    lanes, fine = 1, torch.float32
     def __init__(self, engine: ModuleEngine, state: ModuleState):
         self.engine, self.state, self.groups, end = engine, state, {}, 0
         for group in state.optimizer.param_groups:
@@ -153,8 +157,7 @@ class ModuleInside:
         def of(p, group):
             held = self.state.optimizer.state.get(p, {})
             if 'exp_avg_sq' not in held: return torch.ones(p.numel(), device=p.device)
-            correction = 1 - group['betas'][1] ** float(held['step'])
-            return (held['exp_avg_sq'].flatten() / correction).sqrt() + group['eps']
+            return adam_preconditioner(held['exp_avg_sq'].flatten()[None], torch.tensor([float(held['step'])], device=p.device), group['betas'][1], group['eps'])[0]
         return torch.cat([of(p, group) for group in self.state.optimizer.param_groups for p in group['params']])[None]
 
     def matrices(self) -> dict[str, Tensor]: # name -> [1, rows, columns]
@@ -179,7 +182,7 @@ class ModuleInside:
         if ears.attention: seen.scale = ears.attention[0][2] or ears.attention[0][0].shape[-1] ** -0.5
         return seen
 
-# %% ../../nbs/training/21_inside.ipynb #97934be9
+# %% ../../nbs/training/21_inside.ipynb #d55d82dc
 def look_inside(engine: Engine, state: State) -> StackedInside | ModuleInside:
     "The inside of an engine's lanes."
     return (StackedInside if isinstance(engine, StackedEngine) else ModuleInside)(engine, state)

@@ -122,12 +122,13 @@ class LabelNoise(Stressor):
         return batch._replace(targets=torch.from_numpy(np.where(wrong, draw.integers(corpus.vocabulary, size=targets.shape), targets)))
 
 class TinyData(Stressor):
-    "Every batch is drawn from the same few windows."
+    "Every batch is drawn from the same few windows; with as many as the batch has rows it is all of them, the same at every step."
     name: ClassVar = 'tiny_data'
     windows: int = Field(16, ge=1, description='different windows that are left')
     def batch(self, corpus, batch, seed, step):
         few = self.generator(seed, 0).choice(corpus.starts(), self.windows)
-        return corpus.windows(few[self.generator(seed, step + 1).integers(self.windows, size=corpus.rows)])._replace(spike=batch.spike)
+        if self.windows != corpus.rows: few = few[self.generator(seed, step + 1).integers(self.windows, size=corpus.rows)]
+        return corpus.windows(few)._replace(spike=batch.spike)
 
 # %% ../../nbs/training/18a_stressors.ipynb #bc4c699f
 class BlockShuffle(Stressor):
