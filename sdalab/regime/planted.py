@@ -7,7 +7,7 @@ Docs: https://sdalab.github.io/sdalab/regime/planted.html.md"""
 # %% auto #0
 __all__ = ['ADAM', 'SGD', 'hot', 'SCENARIOS', 'SIZES', 'SIGNALS', 'Scenario', 'shift_logits', 'Planted', 'plant']
 
-# %% ../../nbs/regime/38b_planted.ipynb #d4e2bb42
+# %% ../../nbs/regime/38b_planted.ipynb #f1c54f11
 from dataclasses import dataclass, field
 from typing import Callable
 import numpy as np, torch
@@ -19,7 +19,7 @@ from ..training.configuration import TrainConfig
 from ..training.inside import look_inside
 from ..training.train import Trainer
 
-# %% ../../nbs/regime/38b_planted.ipynb #15b303e7
+# %% ../../nbs/regime/38b_planted.ipynb #b9e3e5f2
 @dataclass(frozen=True)
 class Scenario:
     "What is planted."
@@ -38,14 +38,14 @@ SCENARIOS = {
     'null, Adam': Scenario('learning', ADAM), 'null, SGD': Scenario('learning', SGD),
     'null, shuffled': Scenario('learning', ADAM, lambda onset: [dict(name='block_shuffle', share=1.0, start=onset)]),
     'plateau': Scenario('plateau', ADAM, hot(1e-4)),
-    'edge': Scenario('oscillating', SGD, lambda onset: [dict(name='tiny_data', windows=8), dict(name='hot_rate', factor=4.0, start=onset)]),
+    'edge': Scenario('oscillating', dict(name='sgd', learning_rate=0.02), lambda onset: [dict(name='tiny_data', windows=8), dict(name='hot_rate', factor=10.0, start=onset)]),
     'chaos, 10 times': Scenario('chaotic', ADAM, hot(10.0)), 'chaos, 30 times': Scenario('chaotic', ADAM, hot(30.0)),
     'shifted logits': Scenario('benign_divergence', ADAM, each_step=shift_logits),
     'catastrophe': Scenario('catastrophic_divergence', ADAM, hot(1000.0)),
     'eight windows': Scenario('overfitting', ADAM, lambda onset: [dict(name='tiny_data', windows=8, start=onset)])}
 SIZES = {'small': dict(context=32, width=32, inner_width=48, hidden_width=64), 'edge-95k': dict(context=32)}
 
-# %% ../../nbs/regime/38b_planted.ipynb #0b27086c
+# %% ../../nbs/regime/38b_planted.ipynb #479d1726
 @dataclass
 class Planted:
     "The signals of a planted run; what was not read at a step is NaN."

@@ -7,13 +7,13 @@ Docs: https://sdalab.github.io/sdalab/regime/running.html.md"""
 # %% auto #0
 __all__ = ['Lanes', 'Average', 'Window']
 
-# %% ../../nbs/regime/36_running.ipynb #2d3472b5
+# %% ../../nbs/regime/36_running.ipynb #ee8664d9
 import copy
 from typing import ClassVar
 import numpy as np
 from ..checked import BadInput
 
-# %% ../../nbs/regime/36_running.ipynb #be78b8dd
+# %% ../../nbs/regime/36_running.ipynb #a2136b64
 class Lanes:
     "State in arrays [lanes, ...] and in parts that are `Lanes` themselves."
     arrays: ClassVar[tuple] = () # names of the arrays
@@ -43,7 +43,7 @@ class Lanes:
         for name in self.parts: setattr(copied, name, getattr(self, name).take(lanes))
         return copied
 
-# %% ../../nbs/regime/36_running.ipynb #ad2df79a
+# %% ../../nbs/regime/36_running.ipynb #0cde87aa
 class Average(Lanes):
     "A debiased exponential moving average in every lane."
     arrays = ('_mean', 'weight', 'left_out')
@@ -71,7 +71,7 @@ class Average(Lanes):
         self._mean = self._mean + gain * np.where(ok, x - self._mean, 0.0)
         self.weight, self.left_out = weight, self.left_out + ~ok
 
-# %% ../../nbs/regime/36_running.ipynb #27fa1540
+# %% ../../nbs/regime/36_running.ipynb #48f4c749
 class Window(Lanes):
     "The last `size` finite values of every lane, with what is usual in them."
     arrays = ('ring', 'seen', 'left_out', '_mean', '_square', '_peak')
@@ -114,7 +114,7 @@ class Window(Lanes):
             mean[at] = ring[at].mean(axis=1)
             square[at] = peak[at] = ((ring[at] - mean[at, None])**2).sum(axis=1)
 
-# %% ../../nbs/regime/36_running.ipynb #b98d745b
+# %% ../../nbs/regime/36_running.ipynb #a9d78c59
 from fastcore.basics import patch
 
 @patch
@@ -147,7 +147,7 @@ def mad(self: Window, centre=None, # the medians, where they are known already
     centre = self.median() if centre is None else centre
     return 1.4826 * _middle(abs(self.ring - centre[..., None]), self.count())
 
-# %% ../../nbs/regime/36_running.ipynb #afab76b4
+# %% ../../nbs/regime/36_running.ipynb #155351c5
 @patch
 def ordered(self: Window) -> np.ndarray: # [lanes, *channels, size]
     "All windows, newest value last, NaN in front of a window that is not full."
@@ -179,7 +179,7 @@ def autocorrelation(self: Window, lag: int = 1) -> np.ndarray:
     total = (y**2).sum(-1)
     return (y[..., lag:] * y[..., :-lag]).sum(-1) / np.where(total > 0, total, np.nan)
 
-# %% ../../nbs/regime/36_running.ipynb #179f87f3
+# %% ../../nbs/regime/36_running.ipynb #9b1bbf07
 @patch
 def z(self: Window, x, # [lanes, *channels], not yet in the window
       robust: bool = False, # median and MAD in place of mean and standard deviation

@@ -47,7 +47,7 @@ class CheckpointConfig(Checked):
 class MonitorConfig(Checked):
     "What is sensed while a run trains, and at what cost."
     preset: Literal['off', 'light', 'default', 'full'] = Field('default', description='which signals are taken, and how often')
-    budget: float | None = Field(None, gt=0, le=1, description='share of the training time that sensing may add; none: 0.03 for light, 0.1 otherwise')
+    budget: float | None = Field(None, gt=0, description='share of the training time that sensing may add; none: 0.03 for light, 0.1 for default, 1 for full')
     periods: dict[str, int] = Field({}, description='sense: steps between two of its readings; a large number switches it off')
     index: str = Field('document', description="the uncertainty index: a preset of data/uncertainty_config.yaml, or a file like it")
 
@@ -56,7 +56,7 @@ class MonitorConfig(Checked):
         for sense, period in self.periods.items():
             if period < 1: raise ValueError(f"periods.{sense} = {period}: should be 1 or more steps; to leave the sense out take one beyond the end of the run")
 
-# %% ../../nbs/training/19_configuration.ipynb #bdc0af9f
+# %% ../../nbs/training/19_configuration.ipynb #5ddcfb88
 class TrainConfig(Checked):
     "Everything about a run."
     name: str = Field('run', max_length=100, description="the run's folder: letters, digits, '_', '-', '.'")

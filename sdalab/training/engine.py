@@ -37,7 +37,7 @@ class Observation(PerLane):
     clip_coefficient: Tensor # [L] float64, factor the gradient was scaled by; 1: not clipped
     movement: 'Movement | None' = None # how the step moved the weights, where the engine is `watching`; belongs to this step alone
 
-# %% ../../nbs/training/16_engine.ipynb #8cf3de5f
+# %% ../../nbs/training/16_engine.ipynb #e29ea3da
 @dataclass
 class Movement(PerLane):
     "How one step moved the weights theta by Delta, under the gradient g of the batch before clipping."
@@ -63,6 +63,7 @@ class State(Protocol):
 class Engine(Protocol):
     "Steps lanes."
     watching: bool # whether steps also observe their `Movement`; changes nothing else
+    watching_seconds: float # that it has taken so far
     def initial_state(self, seeds: Sequence[int], learning_rate=None, weight_decay=None) -> State: "One lane a seed; rates [L, G] where lanes differ."; ...
     def step(self, state: State, decision: Decision | Sequence[Decision], batch: Batch) -> State: "One optimizer step of every lane, under one decision or one a lane."; ...
     def evaluate(self, state: State, batch: Batch) -> Tensor: "[L, B, T] cross-entropy of each token; changes nothing."; ...

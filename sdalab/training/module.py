@@ -9,7 +9,7 @@ __all__ = ['PATTERNS', 'SIZES', 'parameter_group', 'ModuleConfig', 'check_module
            'ModuleState', 'ModuleEngine', 'usable_device', 'parameters_of', 'norms_by_group', 'quiet']
 
 # %% ../../nbs/training/18_module.ipynb #b62a0703
-import copy, inspect, itertools, math, re
+import copy, inspect, itertools, math, re, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -153,7 +153,7 @@ class ModuleEngine:
                 ):
         "Raises `BadInput` for a device that is not there or has no bfloat16."
         self.build, self.optimizer, self.device, self.bfloat16, self.micro_rows = build, optimizer, usable_device(device), bfloat16, micro_rows
-        self.watching, self._last_gradients = False, WeakKeyDictionary()
+        self.watching, self.watching_seconds, self._last_gradients = False, 0.0, WeakKeyDictionary()
         if bfloat16 and self.device.type == 'cuda' and not torch.cuda.is_bf16_supported(): raise BadInput(f"precision = 'bfloat16': {torch.cuda.get_device_name()} has none; take float32")
 
     def initial_state(self, seeds, learning_rate=None, weight_decay=None) -> ModuleState:
@@ -264,7 +264,7 @@ def _disturb(self: ModuleEngine, state, decision, spike):
 @torch.no_grad()
 def _movement(self: ModuleEngine, state, before, plain) -> Movement:
     "From the parameters before the step; the gradients are as the update used them, clipped."
-    parameters = parameters_of(state)
+    began, parameters = time.perf_counter(), parameters_of(state)
     old = dict(zip(parameters, before))
     delta = {p: p - b for p, b in old.items()}
     g = {p: p.grad for p in parameters if p.grad is not None}
@@ -274,7 +274,9 @@ def _movement(self: ModuleEngine, state, before, plain) -> Movement:
     cosine = dot(g, last) / (dot(g, g) * dot(last, last)).sqrt() if last and last.keys() == g.keys() else torch.tensor(math.nan, dtype=torch.float64)
     nonfinite = sum((~torch.isfinite(t)).sum().cpu().double() for t in g.values()) if not math.isfinite(state.observed.gradient_norm.sum()) else torch.tensor(0.0, dtype=torch.float64)
     self._last_gradients[state] = {p: t.clone() for p, t in g.items()}
-    return Movement(norms_by_group(state, old.get)[None], norms_by_group(state, delta.get)[None], along[None], cosine[None], nonfinite[None])
+    moved = Movement(norms_by_group(state, old.get)[None], norms_by_group(state, delta.get)[None], along[None], cosine[None], nonfinite[None])
+    self.watching_seconds += time.perf_counter() - began
+    return moved
 
 # %% ../../nbs/training/18_module.ipynb #242e6a7b
 @patch

@@ -8,7 +8,7 @@ Docs: https://sdalab.github.io/sdalab/training/stacked.html.md"""
 __all__ = ['LaneState', 'Tile', 'lane_rates', 'StackedEngine', 'joined']
 
 # %% ../../nbs/training/17_stacked.ipynb #9fa860cf
-import math, os
+import math, os, time
 from weakref import WeakKeyDictionary
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -57,7 +57,7 @@ class Tile:
     "Neighbouring lanes that take their whole step together, in one thread."
     def __init__(self, decoder: Decoder, optimizer: OptimizerConfig, arena: Arena, state: LaneState, lanes: slice):
         self.decoder, self.optimizer, self.arena, self.lanes = decoder, optimizer, arena, lanes
-        self.last_gradients = None # of the step before, while the engine is watching
+        self.last_gradients, self.watched = None, 0.0 # of the step before, while the engine is watching; seconds that it took
         self.parameters, self.frozen_at = state.parameters[lanes], state.frozen_at[lanes]
         rows = [t[lanes] for t in (state.parameters, state.first_moment, state.second_moment)]
         self.gradients, self._bound = arena('gradients', *rows[0].shape), {}
@@ -130,7 +130,7 @@ def step(self: Tile, decisions: list[Decision], # one a lane of the tile
 @patch
 def _movement(self: Tile, before, clip, plain) -> Movement:
     "From the parameters before the step; the gradients are as the update used them, clipped."
-    g, last, delta = self.gradients, self.last_gradients, self.arena('delta', *before.shape)
+    began, g, last, delta = time.perf_counter(), self.gradients, self.last_gradients, self.arena('delta', *before.shape)
     torch.sub(self.parameters, before, out=delta)
     dot = lambda a, b: torch.linalg.vecdot(a, b).cpu().double()
     along = torch.where(torch.tensor(plain), dot(g, delta) / clip, math.nan)
@@ -138,7 +138,9 @@ def _movement(self: Tile, before, clip, plain) -> Movement:
     unsound = ~torch.isfinite(torch.linalg.vector_norm(g, dim=1))
     nonfinite = (~torch.isfinite(g)).sum(1).cpu().double() if unsound.any() else torch.zeros_like(clip)
     self.last_gradients = g.clone() if last is None else last.copy_(g)
-    return Movement(self._norms(before), self._norms(delta), along, cosine, nonfinite)
+    moved = Movement(self._norms(before), self._norms(delta), along, cosine, nonfinite)
+    self.watched = time.perf_counter() - began
+    return moved
 
 @patch
 def _freeze(self: Tile, lane, step) -> float:
@@ -186,6 +188,7 @@ class StackedEngine:
                  micro_rows: int | None = None, # rows of a micro-batch; none: as many as a tile holds
                 ):
         self.config, self.optimizer, self.dtype, self.device, self.watching = decoder, optimizer, dtype, torch.device(device), False
+        self.watching_seconds = 0.0 # that watching has taken so far
         self.decoder, self.micro_rows, self._bound = Decoder(decoder, dtype, device), micro_rows, WeakKeyDictionary()
         self.threads = (threads or os.cpu_count()) if self.device.type == 'cpu' else 1
         self._arenas = [Arena(dtype, self.device) for _ in range(self.threads)]
@@ -252,9 +255,12 @@ def step(self: StackedEngine, state: LaneState, decision: Decision | list[Decisi
          batch: Batch) -> LaneState: # `state`, moved on
     "One optimizer step of every lane. The state is written over. Raises `BadInput` for a batch that does not fit or the wrong number of decisions."
     batch, decisions = self._check(batch), spread(decision, len(state.parameters))
-    seen = self._map(lambda tile: tile.step(decisions[tile.lanes], batch, self._micro_rows(batch), state.step, self.watching), self._tiles(state, batch))
+    tiles = self._tiles(state, batch)
+    seen = self._map(lambda tile: tile.step(decisions[tile.lanes], batch, self._micro_rows(batch), state.step, self.watching), tiles)
     state.observed = joined(seen)
-    if self.watching: state.observed.movement = joined([o.movement for o in seen])
+    if self.watching:
+        state.observed.movement = joined([o.movement for o in seen])
+        self.watching_seconds += sum(tile.watched for tile in tiles) / min(self.threads, len(tiles))
     state.step += 1
     return state
 
