@@ -9,7 +9,7 @@ __all__ = ['SENSES', 'BUDGETS', 'PARTS', 'JUDGEMENT', 'NEVER', 'Scene', 'NotYet'
            'Ranks', 'Criticality', 'Noise', 'Curvature', 'Spectrum', 'gradient_at', 'Twins', 'Series', 'Forecast',
            'Ledger', 'check_periods', 'Monitor']
 
-# %% ../../nbs/regime/39a_monitor.ipynb #7fc07dc4
+# %% ../../nbs/regime/39a_monitor.ipynb #d64401e8
 import math, time
 from dataclasses import dataclass, field
 from typing import Callable, ClassVar
@@ -32,7 +32,7 @@ from ..training.engine import Engine, Observation, State
 from ..training.inside import Activations, NotAvailable, look_inside
 from ..training.train import Callback, Trainer
 
-# %% ../../nbs/regime/39a_monitor.ipynb #c94788f0
+# %% ../../nbs/regime/39a_monitor.ipynb #a0a085e1
 @dataclass
 class Scene:
     "A run at the end of a step."
@@ -63,7 +63,7 @@ class Scene:
         if held.shape[1] < n: raise NotYet
         return held
 
-# %% ../../nbs/regime/39a_monitor.ipynb #b934e5e8
+# %% ../../nbs/regime/39a_monitor.ipynb #4e019543
 class NotYet(Exception):
     "Too early in the run; asked again next time."
 
@@ -78,7 +78,7 @@ class Sense:
     def state_dict(self) -> dict: "All that it remembers, as plain data."; return {}
     def load_state_dict(self, state: dict): "Remember it again."
 
-# %% ../../nbs/regime/39a_monitor.ipynb #bbe95aac
+# %% ../../nbs/regime/39a_monitor.ipynb #7d643ac5
 class EveryStep(Sense):
     "Moving averages, z-scores and how the weights moved; costs about 0.1 ms and a copy of the weights."
     name, periods = 'every_step', {'light': 1, 'default': 1, 'full': 1}
@@ -105,7 +105,7 @@ class EveryStep(Sense):
     def load_state_dict(self, state):
         for name, part in state.items(): getattr(self, name).load_state_dict(part)
 
-# %% ../../nbs/regime/39a_monitor.ipynb #b3d7cdd1
+# %% ../../nbs/regime/39a_monitor.ipynb #b45e426e
 class Activity(Sense):
     "Activations, attention and logits of the probe's first window; one forward pass of one window."
     name, periods = 'activity', {'light': 50, 'default': 10, 'full': 5}
@@ -142,7 +142,7 @@ class Activity(Sense):
     def state_dict(self): return self.readings.state_dict()
     def load_state_dict(self, state): self.readings.load_state_dict(state)
 
-# %% ../../nbs/regime/39a_monitor.ipynb #b5bbb18e
+# %% ../../nbs/regime/39a_monitor.ipynb #cf245c44
 class Edge(Sense):
     "c = 2 (1 - (L(theta + Delta) - L(theta)) / g.Delta) on the step's own batch; one forward pass, about 30 % of a step."
     name, columns, periods = 'edge', ('edge_coordinate',), {'light': 100, 'default': 25, 'full': 10}
@@ -170,7 +170,7 @@ class Criticality(Sense):
         if not scene.activations().hidden: raise NotAvailable('the model has no list of blocks whose output could be read')
         return dict(criticality=structure.criticality(scene.activations().hidden[-1]).ratio.cpu().numpy())
 
-# %% ../../nbs/regime/39a_monitor.ipynb #3bee2458
+# %% ../../nbs/regime/39a_monitor.ipynb #f02f77d6
 class Noise(Sense):
     "tr(Sigma) / |G|^2 in windows, from up to eight parts of the batch, and g^T H g / |g|^2; three gradients of the batch."
     name, columns, periods = 'noise', ('noise_scale', 'batch_sharpness'), {'default': 100, 'full': 50}
@@ -232,7 +232,7 @@ class Twins(Sense):
         found = twins(scene.engine, scene.state, scene.fresh_batch, scene.decisions)
         return dict(lyapunov=found.exponent, lyapunov_low=found.low, lyapunov_high=found.high)
 
-# %% ../../nbs/regime/39a_monitor.ipynb #fac896b2
+# %% ../../nbs/regime/39a_monitor.ipynb #efb3e68f
 class Series(Sense):
     "Entropies, early warnings and modes of the last 512 losses."
     name, periods = 'series', {'light': 500, 'default': 100, 'full': 50}
@@ -258,10 +258,10 @@ class Forecast(Sense):
         before = (scene.area - rates.sum(1))[:, None]
         return dict(forecast_disagreement=disagreement(losses, rates, self.horizon, start=scene.state.step - losses.shape[1], area=before))
 
-# %% ../../nbs/regime/39a_monitor.ipynb #ec13aa91
+# %% ../../nbs/regime/39a_monitor.ipynb #1d3bbe7e
 SENSES = {kind.name: kind for kind in (EveryStep, Activity, Edge, Ranks, Criticality, Noise, Series, Forecast, Curvature, Spectrum, Twins)}
 
-# %% ../../nbs/regime/39a_monitor.ipynb #53eecebf
+# %% ../../nbs/regime/39a_monitor.ipynb #28aa57ce
 BUDGETS = {'light': 0.03, 'default': 0.1, 'full': 1.0}
 
 class Ledger:
@@ -296,7 +296,7 @@ class Ledger:
         rest = sum(self.cost(s) / period for s, period in periods.items() if period > 1) / self.step_seconds
         self.stretch = max(1.0, rest / (self.budget - always / self.every))
 
-# %% ../../nbs/regime/39a_monitor.ipynb #51a8928c
+# %% ../../nbs/regime/39a_monitor.ipynb #dd563186
 def check_periods(config: MonitorConfig) -> dict[str, int]: # sense -> steps
     "The periods of a configuration. Raises `BadInput` for a sense that there is not."
     for name in config.periods:
@@ -329,7 +329,7 @@ class Monitor(Callback):
 
     def on_train_end(self, trainer, journal, status): self._report(trainer, journal)
 
-# %% ../../nbs/regime/39a_monitor.ipynb #29145882
+# %% ../../nbs/regime/39a_monitor.ipynb #57a2afd4
 from fastcore.basics import patch
 
 PARTS, JUDGEMENT = ('index', 'features', 'belief', 'history'), 'index_and_regimes' # the latter is what the ledger calls their cost
@@ -352,7 +352,7 @@ def _recall(self: Monitor, state):
     self.off, self.area = dict(state['off']), np.array(state['area'])
     self.due |= {name: step for name, step in state['due'].items() if name in self.due}
 
-# %% ../../nbs/regime/39a_monitor.ipynb #5d3e5b60
+# %% ../../nbs/regime/39a_monitor.ipynb #aa5e5f39
 @patch
 def columns(self: Monitor, trainer: Trainer, journal: Journal) -> dict[str, list]:
     "What was sensed of the step just taken."
@@ -403,7 +403,7 @@ def _switch_off(self: Monitor, name, step, journal, problem):
     self.senses.pop(name, None)
     journal.event('sense_unavailable' if known else 'sense_failed', step, sense=name, reason=self.off[name])
 
-# %% ../../nbs/regime/39a_monitor.ipynb #95e90004
+# %% ../../nbs/regime/39a_monitor.ipynb #83b4660c
 @patch
 def _judge(self: Monitor, scene, found, step, trainer, journal) -> dict:
     seen, read = scene.observed, found.get
