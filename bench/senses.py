@@ -22,7 +22,7 @@ def series_rows():
     rivals = {name: call for name, call in {"nolds": nolds_call(), "neurokit2": neurokit_call()}.items() if call}
     missing = [name for name in ("nolds", "neurokit2") if name not in rivals]
     timed = side_by_side({name: lambda call=call: call(series[0]) for name, call in {"ours": lambda x: estimate(x).exponent, **rivals}.items()}, seconds=3)
-    errors = {name: median_error(call, series[:5 if name == "nolds" else SEEDS]) for name, call in rivals.items()}
+    errors = {name: median_error(call, series) for name, call in rivals.items()}
     against = [f"{name} {errors[name]:.2f} % in {1e3 * timed[name]:.0f} ms" for name in rivals] + [f"{name} not installed" for name in missing]
     limit = f"median of {SEEDS} seeds"
     yield Row(f"Lyapunov exponent, logistic map, {SAMPLES:,} samples: error", ours, "% of ln 2", "; ".join(against), None, limit, "<= 0.1")

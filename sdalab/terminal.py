@@ -6,7 +6,7 @@ Docs: https://sdalab.github.io/sdalab/terminal.html.md"""
 
 # %% auto #0
 __all__ = ['out', 'err', 'ROOT', 'RootOption', 'say', 'table', 'cell', 'duration', 'Shown', 'Interruptible', 'watching',
-           'check_root', 'find_run']
+           'check_root', 'find_run', 'ask']
 
 # %% ../nbs/88_terminal.ipynb #fba74c86
 import math, os, shutil, signal, threading, time
@@ -116,3 +116,10 @@ def find_run(name: str, root: Path) -> Run:
         known = [run.name for run in runs(root)] if root.exists() else []
         raise BadInput(f"run = {name!r}: none of that name in {str(root)!r}; {nearest(name, known) if known else 'there are no runs yet, start one with: sdalab train'}")
     return Run(root/name)
+
+def ask(run: Run, kind: str, payload: dict, patience: float = 40.0) -> dict: # the answered command
+    "Send a command to a run that trains, and wait for its answer. Raises `BadInput` where it is refused, or never answered."
+    number, deadline = run.send(kind, payload), time.monotonic() + patience
+    while (answer := run.command(number))['status'] == 'pending' and time.monotonic() < deadline: time.sleep(0.1)
+    if answer['status'] != 'done': raise BadInput(f"{kind}: {answer['status']}: {answer['reason'] or 'no answer from the run'}")
+    return answer

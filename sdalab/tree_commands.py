@@ -22,7 +22,7 @@ from .journal.reader import Run
 from .journal.schema import RunInUse, is_held
 from .journal.tree import ends, history
 from .journal.writer import Journal
-from .terminal import ROOT, RootOption, cell, find_run, out, say, table, watching
+from .terminal import ask, ROOT, RootOption, cell, find_run, out, say, table, watching
 
 # %% ../nbs/89_tree_commands.ipynb #7a4e6220
 def changes(decision: dict | None, # as the journal has it
@@ -83,9 +83,10 @@ def branch_command(
     """
     run = find_run(name, root)
     from sdalab.checkpoints.branch import branch, parse_decision
+    from sdalab.regime.monitor import senses
     decisions = [parse_decision(text) for text in set_]
     until = at + steps if steps else run.config['steps']
-    with watching(f'{name}, fork', until) as (report, interrupt): forks = branch(run.run_dir, at, decisions, node, steps, seconds, report, say)
+    with watching(f'{name}, fork', until) as (report, interrupt): forks = branch(run.run_dir, at, decisions, node, steps, seconds, report, say, senses)
     out.print(table(outcomes(run, forks), f'{name}: the futures of step {at}; differences to the path they left, on the same batches, in nats per token'))
     out.print(f'tree:    sdalab tree {name}\nverify:  sdalab replay {name} NODE', markup=False, highlight=False)
     if interrupt.asked:
@@ -198,9 +199,7 @@ def _pin(name, step, root, payload: dict, fork: int):
             store = Store(run.run_dir, journal, fork)
             return store.pin(store.at(step), payload['note']) if payload.get('pinned', True) else store.unpin(store.at(step))
     if fork: raise RunInUse(f"run = '{run.run_dir}': a live process is training it; pins of its forks can be set when it has ended")
-    number, deadline = run.send('pin', dict(step=step, **payload)), time.monotonic() + 40
-    while (answer := run.command(number))['status'] == 'pending' and time.monotonic() < deadline: time.sleep(0.1)
-    if answer['status'] != 'done': raise BadInput(f"pin: {answer['status']}: {answer['reason'] or 'no answer from the run'}")
+    ask(run, 'pin', dict(step=step, **payload))
 
 @checkpoints_app.command('pin')
 def pin_command(name: RunArgument, step: int, note: Annotated[str, typer.Option(help='Why it should stay.')] = 'pinned', fork: ForkOption = 0, root: RootOption = ROOT):

@@ -24,8 +24,8 @@ from ..journal.reader import Run
 from ..journal.schema import JournalError, signal_columns
 from ..journal.tree import ends, history, lineage
 from ..journal.writer import Journal
-from ..training.configuration import as_config, parse_value
-from ..training.train import Planned, Trainer, check_seconds
+from ..training.configuration import TrainConfig, as_config, parse_value
+from ..training.train import Callback, Planned, Trainer, check_seconds
 
 # %% ../../nbs/checkpoints/45_branch.ipynb #225f7523
 def sources(run: Run, node: int, # whose path is followed
@@ -217,6 +217,7 @@ def branch(run_dir, at: int, # steps taken before the fork
            seconds: float | None = None, # stop after so long
            report: Callable | None = None, # called with the trainer after every step; True stops
            say: Callable[[str], None] = lambda sentence: None, # told where a fork goes on
+           callbacks: Callable[[TrainConfig], list[Callback]] = lambda config: [], # what else the loop carries along, such as `sdalab.regime.monitor.senses`
           ) -> list[int]: # numbers of the forks: one, or with the module engine one a decision
     "Fork a run at a step of its past: all futures side by side on the same batches. Raises `BadInput` before anything is written."
     run = Run(run_dir)
@@ -233,16 +234,16 @@ def branch(run_dir, at: int, # steps taken before the fork
         found = [find_fork(run, parent, at, futures) for futures in together]
         complete = [fork is not None and is_complete(run, fork, until) for fork in found]
         if all(complete): raise BadInput(f"fork {found[0]} has taken these steps already; see `sdalab tree {run.name}`, or give more --steps to go on with it")
-        return [fork if done else _grow(run, journal, parent, along, at, futures, fork, until, seconds, report, say) for futures, fork, done in zip(together, found, complete)]
+        return [fork if done else _grow(run, journal, parent, along, at, futures, fork, until, seconds, report, say, callbacks(config)) for futures, fork, done in zip(together, found, complete)]
 
-def _grow(run, journal, parent, along, at, decisions, fork, until, seconds, report, say) -> int:
+def _grow(run, journal, parent, along, at, decisions, fork, until, seconds, report, say, carried) -> int:
     trainer, source = stand_at(run, along, at)
     if difference := retrace(trainer, history(run, along), at):
         raise BadInput(f"step {difference.step}, taken again from {source}, is not what the journal says ({difference.signal} was {difference.recorded!r} and is {difference.replayed!r}), so a fork would not be one of this run; `sdalab replay` tells more")
     if not trainer.alive.any(): raise BadInput(f"at = {at}: the lane was not finite any more by then and takes no further step; leave the path earlier")
     number = fork or int(run.nodes().fork.max()) + 1
     future = trainer.forked([0] * len(decisions), decisions, number)
-    future.callbacks = [Checkpointing(run.run_dir, future.config.checkpoints)]
+    future.callbacks = [*carried, Checkpointing(run.run_dir, future.config.checkpoints)]
     if fork is None:
         root = keep_root(run, journal, trainer, parent, number, source)
         future.nodes = [journal.node(lane, parent, at, decision.model_dump(), future.settings(lane), number, root) for lane, decision in enumerate(future.standing)]

@@ -21,10 +21,10 @@ from ..journal.reader import Run, reading
 from ..journal.tree import lineage
 from ..journal.writer import Journal
 from ..training.configuration import TrainConfig, as_config, as_entries, differences
-from ..training.train import Planned, Trainer, check_seconds, machine, open_journal
+from ..training.train import Callback, Planned, Trainer, check_seconds, machine, open_journal
 
 # %% ../../nbs/checkpoints/44_resume.ipynb #8dc8ff48
-FREE = ('checkpoints.', 'threads') # fields that change nothing in the steps
+FREE = ('checkpoints.', 'monitor.', 'threads') # fields that change nothing in the steps
 
 def check_same_run(run: Run, config: TrainConfig) -> None:
     "Raises `BadInput` where a run cannot go on under this configuration."
@@ -112,10 +112,11 @@ def train(config: TrainConfig, run_dir, # of the run; one that was interrupted g
           seconds: float | None = None, # stop after so long
           report: Callable | None = None, # called with the trainer after every step; True stops
           say: Callable[[str], None] = lambda sentence: None, # told where a run goes on
+          callbacks: Callable[[TrainConfig], list[Callback]] = lambda config: [], # what else the loop carries along, such as `sdalab.regime.monitor.senses`
          ) -> str: # 'finished' or 'interrupted'
     "Begin a run, or go on with it, and keep its states. Everything is checked before anything is written."
     check_seconds(seconds)
-    run_dir, run = Path(run_dir).absolute(), None
+    run_dir, run, carried = Path(run_dir).absolute(), None, callbacks(config)
     if (run_dir/'journal.db').exists():
         check_same_run(run := Run(run_dir), config)
         if run.status() == 'finished': raise BadInput(f"run = {run.name!r}: has taken all of its {config.steps} steps; choose another --name, branch it, or delete it with: sdalab runs delete {run.name}")
@@ -124,7 +125,7 @@ def train(config: TrainConfig, run_dir, # of the run; one that was interrupted g
         check_same_text(run, trainer)
         torch.set_num_threads(run.machine['threads'])
     with Journal.open(run_dir, running=False) if run else open_journal(trainer, run_dir) as journal:
-        trainer.callbacks = [Checkpointing(run_dir, config.checkpoints)]
+        trainer.callbacks = [*carried, Checkpointing(run_dir, config.checkpoints)] # last: what the others remember belongs into the state
         seed_generators(config.seed)
         if run: _take_up(trainer, journal, run, say)
         status = trainer.run(journal, seconds, report)

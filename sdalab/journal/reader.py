@@ -155,7 +155,7 @@ def rows_since(self: Run, rowid: int, # 0 for all, then what the last call gave
     table = pd.DataFrame(rows)[list(dict.fromkeys(['node', 'step', 'wall_time', *names]))]
     return table.astype({'node': int, 'step': int}), int(ids[-1]) if len(ids) else rowid
 
-# %% ../../nbs/journal/07_reader.ipynb #a9158595
+# %% ../../nbs/journal/07_reader.ipynb #5ba32317
 @patch
 def profiles(self: Run, name: str) -> pd.DataFrame: # node and step in the index, a column for each block, group, matrix or quantile
     "The readings of that name that are more than one number."
@@ -207,7 +207,7 @@ def command(self: Run, id: int, # from `send`
     return {name: None if value is pd.NA else value for name, value in facts.items()}
 
 # %% ../../nbs/journal/07_reader.ipynb #a3ec68c2
-COMMANDS = ('pause', 'resume', 'stop', 'decide', 'checkpoint', 'pin')
+COMMANDS = ('pause', 'resume', 'stop', 'decide', 'checkpoint', 'pin', 'sense')
 
 def _select(rows: dict, nodes: np.ndarray, first: int | None, last: int | None) -> dict:
     "The rows of some nodes and steps."

@@ -7,9 +7,9 @@ Docs: https://sdalab.github.io/sdalab/regime/monitor.html.md"""
 # %% auto #0
 __all__ = ['SENSES', 'BUDGETS', 'PARTS', 'JUDGEMENT', 'NEVER', 'Scene', 'NotYet', 'Sense', 'EveryStep', 'Activity', 'Edge',
            'Ranks', 'Criticality', 'Noise', 'Curvature', 'Spectrum', 'gradient_at', 'Twins', 'Series', 'Forecast',
-           'Ledger', 'check_periods', 'Monitor']
+           'Ledger', 'check_periods', 'Monitor', 'senses']
 
-# %% ../../nbs/regime/39a_monitor.ipynb #d64401e8
+# %% ../../nbs/regime/39a_monitor.ipynb #9b74d4c9
 import math, time
 from dataclasses import dataclass, field
 from typing import Callable, ClassVar
@@ -25,14 +25,14 @@ from .modes import hankel_dmd
 from .regimes import REGIMES, Belief, Features, History, load_regimes
 from .running import Average, Window
 from .twins import twins
-from ..training.configuration import MonitorConfig
+from ..training.configuration import MonitorConfig, TrainConfig
 from ..training.corpus import Batch
 from ..training.decoder import GROUPS
 from ..training.engine import Engine, Observation, State
 from ..training.inside import Activations, NotAvailable, look_inside
 from ..training.train import Callback, Trainer
 
-# %% ../../nbs/regime/39a_monitor.ipynb #a0a085e1
+# %% ../../nbs/regime/39a_monitor.ipynb #3cfe0728
 @dataclass
 class Scene:
     "A run at the end of a step."
@@ -63,7 +63,7 @@ class Scene:
         if held.shape[1] < n: raise NotYet
         return held
 
-# %% ../../nbs/regime/39a_monitor.ipynb #4e019543
+# %% ../../nbs/regime/39a_monitor.ipynb #4a02963f
 class NotYet(Exception):
     "Too early in the run; asked again next time."
 
@@ -78,7 +78,7 @@ class Sense:
     def state_dict(self) -> dict: "All that it remembers, as plain data."; return {}
     def load_state_dict(self, state: dict): "Remember it again."
 
-# %% ../../nbs/regime/39a_monitor.ipynb #7d643ac5
+# %% ../../nbs/regime/39a_monitor.ipynb #070012da
 class EveryStep(Sense):
     "Moving averages, z-scores and how the weights moved; costs about 0.1 ms and a copy of the weights."
     name, periods = 'every_step', {'light': 1, 'default': 1, 'full': 1}
@@ -105,7 +105,7 @@ class EveryStep(Sense):
     def load_state_dict(self, state):
         for name, part in state.items(): getattr(self, name).load_state_dict(part)
 
-# %% ../../nbs/regime/39a_monitor.ipynb #b45e426e
+# %% ../../nbs/regime/39a_monitor.ipynb #c5550c7b
 class Activity(Sense):
     "Activations, attention and logits of the probe's first window; one forward pass of one window."
     name, periods = 'activity', {'light': 50, 'default': 10, 'full': 5}
@@ -142,7 +142,7 @@ class Activity(Sense):
     def state_dict(self): return self.readings.state_dict()
     def load_state_dict(self, state): self.readings.load_state_dict(state)
 
-# %% ../../nbs/regime/39a_monitor.ipynb #cf245c44
+# %% ../../nbs/regime/39a_monitor.ipynb #52e28b7c
 class Edge(Sense):
     "c = 2 (1 - (L(theta + Delta) - L(theta)) / g.Delta) on the step's own batch; one forward pass, about 30 % of a step."
     name, columns, periods = 'edge', ('edge_coordinate',), {'light': 100, 'default': 25, 'full': 10}
@@ -170,7 +170,7 @@ class Criticality(Sense):
         if not scene.activations().hidden: raise NotAvailable('the model has no list of blocks whose output could be read')
         return dict(criticality=structure.criticality(scene.activations().hidden[-1]).ratio.cpu().numpy())
 
-# %% ../../nbs/regime/39a_monitor.ipynb #f02f77d6
+# %% ../../nbs/regime/39a_monitor.ipynb #c6267b5c
 class Noise(Sense):
     "tr(Sigma) / |G|^2 in windows, from up to eight parts of the batch, and g^T H g / |g|^2; three gradients of the batch."
     name, columns, periods = 'noise', ('noise_scale', 'batch_sharpness'), {'default': 100, 'full': 50}
@@ -232,7 +232,7 @@ class Twins(Sense):
         found = twins(scene.engine, scene.state, scene.fresh_batch, scene.decisions)
         return dict(lyapunov=found.exponent, lyapunov_low=found.low, lyapunov_high=found.high)
 
-# %% ../../nbs/regime/39a_monitor.ipynb #efb3e68f
+# %% ../../nbs/regime/39a_monitor.ipynb #f2d0dbbe
 class Series(Sense):
     "Entropies, early warnings and modes of the last 512 losses."
     name, periods = 'series', {'light': 500, 'default': 100, 'full': 50}
@@ -243,10 +243,9 @@ class Series(Sense):
         found = [self._of(row) if np.isfinite(row).all() and row.std() > 0 else {} for row in rows]
         return {name: np.array([one.get(name, np.nan) for one in found]) for name in self.columns}
     def _of(self, losses):
-        warning, modes = early_warning(losses, self.window // 2), hankel_dmd(losses)
-        growth = [modes.growth_rates[i] for i in modes.shown()]
-        return dict(permutation_entropy=permutation_entropy(losses), sample_entropy=sample_entropy(losses), loss_ar1=warning.ar1, loss_ar1_trend=warning.ar1_tau, loss_ar1_trend_p=warning.ar1_p,
-                    loss_variance_trend=warning.variance_tau, loss_variance_trend_p=warning.variance_p, mode_growth=max(growth, default=np.nan), mode_residual=min(modes.residuals))
+        warning, modes = early_warning(losses), hankel_dmd(losses)
+        return dict(permutation_entropy=permutation_entropy(losses), sample_entropy=sample_entropy(losses), loss_ar1=warning.ar1[-1], loss_ar1_trend=warning.ar1_tau, loss_ar1_trend_p=warning.ar1_p,
+                    loss_variance_trend=warning.variance_tau, loss_variance_trend_p=warning.variance_p, mode_growth=modes.growth[modes.trusted].max(initial=-np.inf) if modes.trusted.any() else np.nan, mode_residual=modes.residual.min())
 
 class Forecast(Sense):
     "Standard deviation over forecasts of the loss, in nats per token."
@@ -258,10 +257,10 @@ class Forecast(Sense):
         before = (scene.area - rates.sum(1))[:, None]
         return dict(forecast_disagreement=disagreement(losses, rates, self.horizon, start=scene.state.step - losses.shape[1], area=before))
 
-# %% ../../nbs/regime/39a_monitor.ipynb #1d3bbe7e
+# %% ../../nbs/regime/39a_monitor.ipynb #187f0580
 SENSES = {kind.name: kind for kind in (EveryStep, Activity, Edge, Ranks, Criticality, Noise, Series, Forecast, Curvature, Spectrum, Twins)}
 
-# %% ../../nbs/regime/39a_monitor.ipynb #28aa57ce
+# %% ../../nbs/regime/39a_monitor.ipynb #a3b3e1bc
 BUDGETS = {'light': 0.03, 'default': 0.1, 'full': 1.0}
 
 class Ledger:
@@ -296,7 +295,7 @@ class Ledger:
         rest = sum(self.cost(s) / period for s, period in periods.items() if period > 1) / self.step_seconds
         self.stretch = max(1.0, rest / (self.budget - always / self.every))
 
-# %% ../../nbs/regime/39a_monitor.ipynb #dd563186
+# %% ../../nbs/regime/39a_monitor.ipynb #e3265b50
 def check_periods(config: MonitorConfig) -> dict[str, int]: # sense -> steps
     "The periods of a configuration. Raises `BadInput` for a sense that there is not."
     for name in config.periods:
@@ -329,7 +328,7 @@ class Monitor(Callback):
 
     def on_train_end(self, trainer, journal, status): self._report(trainer, journal)
 
-# %% ../../nbs/regime/39a_monitor.ipynb #57a2afd4
+# %% ../../nbs/regime/39a_monitor.ipynb #fa6fd55b
 from fastcore.basics import patch
 
 PARTS, JUDGEMENT = ('index', 'features', 'belief', 'history'), 'index_and_regimes' # the latter is what the ledger calls their cost
@@ -352,7 +351,7 @@ def _recall(self: Monitor, state):
     self.off, self.area = dict(state['off']), np.array(state['area'])
     self.due |= {name: step for name, step in state['due'].items() if name in self.due}
 
-# %% ../../nbs/regime/39a_monitor.ipynb #aa5e5f39
+# %% ../../nbs/regime/39a_monitor.ipynb #4a11c101
 @patch
 def columns(self: Monitor, trainer: Trainer, journal: Journal) -> dict[str, list]:
     "What was sensed of the step just taken."
@@ -403,7 +402,7 @@ def _switch_off(self: Monitor, name, step, journal, problem):
     self.senses.pop(name, None)
     journal.event('sense_unavailable' if known else 'sense_failed', step, sense=name, reason=self.off[name])
 
-# %% ../../nbs/regime/39a_monitor.ipynb #83b4660c
+# %% ../../nbs/regime/39a_monitor.ipynb #e59aa75d
 @patch
 def _judge(self: Monitor, scene, found, step, trainer, journal) -> dict:
     seen, read = scene.observed, found.get
@@ -450,5 +449,9 @@ def on_command(self: Monitor, trainer: Trainer, journal: Journal, command):
         if name not in self.senses: self.senses[name] = SENSES[name](len(trainer.lanes))
         self.periods.setdefault(name, NEVER)
         self.due[name] = trainer.state.step
+
+def senses(config: TrainConfig) -> list[Callback]:
+    "The callbacks of a configuration's monitor, for `train` and `branch`."
+    return [Monitor(config.monitor)] if config.monitor.preset != 'off' else []
 
 NEVER = 10**9 # steps between the readings of a sense that is only taken on demand

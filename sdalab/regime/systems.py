@@ -8,13 +8,13 @@ Docs: https://sdalab.github.io/sdalab/regime/systems.html.md"""
 __all__ = ['System', 'orbit', 'double_well', 'double_well_exponent', 'lyapunov_exponent', 'logistic', 'henon', 'flow', 'lorenz',
            'rossler', 'saxe_curve', 'saxe_time', 'deep_linear_sharpness', 'edge_of_stability']
 
-# %% ../../nbs/regime/30_systems.ipynb #eb8537f9
+# %% ../../nbs/regime/30_systems.ipynb #18bc4415
 import math
 from typing import Callable, NamedTuple
 import numpy as np
 from ..checked import BadInput, nearest
 
-# %% ../../nbs/regime/30_systems.ipynb #9fa59044
+# %% ../../nbs/regime/30_systems.ipynb #918c08e8
 class System(NamedTuple):
     "A discrete-time dynamical system; a flow is one by its integrator's step."
     step: Callable # state (..., d) -> next state (..., d)
@@ -34,7 +34,7 @@ def orbit(system: System,
     for t in range(steps): states[t] = state = system.step(state)
     return states
 
-# %% ../../nbs/regime/30_systems.ipynb #55d7ffcc
+# %% ../../nbs/regime/30_systems.ipynb #84eb9638
 def double_well(learning_rate: float | np.ndarray, # one, or one a lane
                ) -> System:
     "Gradient descent on (x^2 - 1)^2 / 4."
@@ -52,7 +52,7 @@ def double_well_exponent(learning_rate: float, # from 0 to sqrt(5) - 1, or 2
     multiplier, steps = (1 - 2 * eta, 1) if eta <= 1 else (9 - 2 * (1 + eta)**2, 2)
     return math.log(abs(multiplier)) / steps if multiplier else -math.inf
 
-# %% ../../nbs/regime/30_systems.ipynb #c2eb15e6
+# %% ../../nbs/regime/30_systems.ipynb #1f7f6d67
 def lyapunov_exponent(step: Callable, # state (..., d) -> (..., d)
                       jacobian: Callable, # state (..., d) -> (..., d, d)
                       state, # initial state (..., d)
@@ -80,7 +80,7 @@ def lyapunov_exponent(step: Callable, # state (..., d) -> (..., d)
             with np.errstate(divide='ignore'): total += np.log(grown)
     return total / steps
 
-# %% ../../nbs/regime/30_systems.ipynb #7d5f7528
+# %% ../../nbs/regime/30_systems.ipynb #50c99747
 def logistic(rate: float | np.ndarray = 4.0, # r: one, or one a lane
             ) -> System:
     "The logistic map r x (1 - x). Exponent at r = 4: ln 2."
@@ -96,7 +96,7 @@ def henon(a: float = 1.4, b: float = 0.3) -> System:
         return j
     return System(step, jacobian, (0.1, 0.1))
 
-# %% ../../nbs/regime/30_systems.ipynb #d4cba976
+# %% ../../nbs/regime/30_systems.ipynb #71ca42c7
 def flow(field: Callable, # state (..., d) -> velocity (..., d)
          field_jacobian: Callable, # state (..., d) -> (..., d, d)
          state: tuple, # a usual initial state
@@ -121,7 +121,7 @@ def flow(field: Callable, # state (..., d) -> velocity (..., d)
         return eye + dt / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
     return System(step, jacobian, state, dt)
 
-# %% ../../nbs/regime/30_systems.ipynb #0e6375e3
+# %% ../../nbs/regime/30_systems.ipynb #bfa03456
 def lorenz(dt: float = 0.02, sigma: float = 10.0, rho: float = 28.0, beta: float = 8 / 3) -> System:
     "The Lorenz system. Largest exponent at the usual parameters: 0.9056 per time unit; their sum: -(sigma + 1 + beta)."
     def field(s):
@@ -146,13 +146,13 @@ def rossler(dt: float = 0.05, a: float = 0.2, b: float = 0.2, c: float = 5.7) ->
         return j
     return flow(field, jacobian, (1.0, 1.0, 0.0), dt)
 
-# %% ../../nbs/regime/30_systems.ipynb #48c7bda5
+# %% ../../nbs/regime/30_systems.ipynb #c7ec9618
 def saxe_curve(time: np.ndarray | float, # in the unit of tau
                strength: float, # s: singular value of the mode
                start: float, # a_0: its initial product, above 0
                tau: float, # 1 / learning rate, in steps
               ) -> np.ndarray: # a(t)
-    "The learning curve of one mode of a two-layer linear network (Saxe et al. 2014, eq. 8), written so that it does not overflow."
+    "The learning curve of one mode of a two-layer linear network (Saxe et al. 2014), written so that it does not overflow."
     shrink = np.exp(-2 * strength * np.asarray(time, dtype=np.float64) / tau)
     return strength / (1 + shrink * (strength / start - 1))
 
@@ -161,7 +161,7 @@ def saxe_time(strength: float, # s
               reach: float, # a_f: between start and strength
               tau: float, # 1 / learning rate, in steps
              ) -> float: # in the unit of tau
-    "How long a mode takes from `start` to `reach` (Saxe et al. 2014, eq. 7): with reach = strength / 2, the length of the plateau."
+    "How long a mode takes from `start` to `reach` (Saxe et al. 2014): with reach = strength / 2, the length of the plateau."
     if not 0 < start <= reach < strength: raise BadInput(f"reach = {reach}: should lie between start = {start} (above 0) and strength = {strength}")
     return tau / (2 * strength) * math.log(reach * (strength - start) / (start * (strength - reach)))
 
@@ -169,7 +169,7 @@ def deep_linear_sharpness(strength: float, depth: int = 2) -> float:
     "The largest Hessian eigenvalue of (s - w_1 ... w_N)^2 / 2 at its balanced minimum: N s^(2 - 2/N), so 2s for two layers."
     return depth * strength ** (2 - 2 / depth)
 
-# %% ../../nbs/regime/30_systems.ipynb #5cde759a
+# %% ../../nbs/regime/30_systems.ipynb #5e73e4c2
 def edge_of_stability(optimizer: str, # sgd, adam or adamw
                       learning_rate: float, # eta, above 0
                       momentum: float = 0.0, # of sgd
