@@ -20,7 +20,8 @@ import numpy as np
 import psutil
 from panel.io.callbacks import PeriodicCallback
 
-from run_charts import CSS_DASHES, LANES, Charts, look_of
+from run_charts import CSS_DASHES, LANES, TALL, Charts, look_of
+from run_senses import HUES, SenseCharts, now_of
 from run_tail import LIVE, UNREADABLE, Watch, lane_labels, last_finite, short_setting
 
 TICK = 500  # ms between updates of a page
@@ -43,6 +44,9 @@ STYLE = """
 th { text-align: left; font-weight: 500; opacity: 0.72; } th, td { padding: 3px 14px 3px 0; white-space: nowrap; }
 tbody tr { border-top: 1px solid rgba(128, 128, 128, 0.25); } td i { display: inline-block; width: 18px; margin-right: 8px; vertical-align: middle; }
 th:nth-child(n+3):nth-child(-n+6), td:nth-child(n+3):nth-child(-n+6) { text-align: right; } td:last-child, th:last-child { padding-left: 14px; }
+.sensed th:nth-child(7), .sensed td:nth-child(7) { text-align: right; } .sensed th:nth-child(8), .sensed td:nth-child(8) { padding-left: 14px; }
+td i.regime { width: 14px; height: 14px; border-radius: 2px; margin-right: 6px; }
+.quiet { font-size: 12px; opacity: 0.75; } .card[title] .more { text-decoration: underline dotted; text-underline-offset: 3px; }
 .commands { font-size: 13px; min-height: 1.4em; } .commands b { font-weight: 500; }
 """
 
@@ -67,10 +71,11 @@ def bits_per_character(moment, loss):
     return None if loss is None or not length else loss / math.log(2) / length
 
 
-def card(what, value, more="", kind=""):
+def card(what, value, more="", kind="", hover=""):
     "One headline number. All of it is text."
-    what, value, more = map(html.escape, (what, value, more))
-    return f'<div class="card {kind}"><div class="what">{what}</div><div class="value">{value}</div><div class="more">{more}</div></div>'
+    what, value, more, hover = map(html.escape, (what, value, more, hover))
+    title = f' title="{hover}"' if hover else ""
+    return f'<div class="card {kind}"{title}><div class="what">{what}</div><div class="value">{value}</div><div class="more">{more}</div></div>'
 
 
 def best_validation(moment):
@@ -100,7 +105,25 @@ def headline(moment, now):
              card("time left", duration(left) if live and left is not None else "–", "paused" if moment.status == "paused" else ""),
              card("last update", "–" if age is None else f"{duration(age)} ago", "stale: no step for a while" if stale else "", "stale" if stale else ""),
              card("lanes", f"{len(moment.series) - frozen} alive", f"{frozen} frozen")]
+    if progress.get("monitor"): cards.append(monitor_card(progress["monitor"]))
     return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def percent(share):
+    "7.1 % for 0.071."
+    return f"{100 * share:.3g}\u2009%"
+
+
+def monitor_card(monitor):
+    "The share of time that the monitor takes; under the pointer what each sense takes, and what is off and why."
+    share, budget, off = monitor.get("share"), monitor.get("budget"), monitor.get("off") or {}
+    hover = [f"{name}: every {facts['period']} steps, {percent(facts['share'])}" for name, facts in (monitor.get("senses") or {}).items()
+             if None not in (facts.get("period"), facts.get("share"))]
+    if (monitor.get("stretch") or 1) > 1: hover.append(f"To keep to the budget all periods are {monitor['stretch']:.3g} times as long.")
+    hover += [f"{name} is off: {reason}" for name, reason in off.items()]
+    more = " · ".join(filter(None, [f"of {percent(budget)}" if budget is not None else "", f"{len(off)} off" if off else ""]))
+    over = None not in (share, budget) and share > budget
+    return card("monitor", "–" if share is None else percent(share), more, "stale" if over else "", "\n".join(hover))
 
 
 def best_card(moment, best):
@@ -113,28 +136,45 @@ def best_card(moment, best):
 
 
 COLUMNS = "lane", "settings", "training loss", "validation loss", "bits per character", "gradient norm", "state"
+SENSED = *COLUMNS[:-1], "index", "regime", "state"
 
 
 def lane_rows(moment):
-    "For every lane the cells under COLUMNS, as text."
+    "For every lane the cells under COLUMNS, or under SENSED, as HTML."
     for series in moment.series[:LANES]:
         validation = last_finite(series.validation_loss)
         settings = ", ".join(short_setting(name, value) for name, value in series.settings.items())
         state = {"running": "training"}.get(moment.status, moment.status)
         if series.frozen_at is not None: state = f"✕ frozen at step {series.frozen_at:,}: not finite"
-        yield (str(series.lane), settings, number(last_finite(series.loss)), number(validation),
-               number(bits_per_character(moment, validation)), number(last_finite(series.gradient_norm)), state)
+        cells = [str(series.lane), settings, number(last_finite(series.loss)), number(validation),
+                 number(bits_per_character(moment, validation)), number(last_finite(series.gradient_norm)), state]
+        cells = list(map(html.escape, cells))
+        if moment.sensed: cells[-1:-1] = sense_cells(series)
+        yield cells
+
+
+def sense_cells(series):
+    "The index and the most probable regime of a lane, as HTML."
+    words, regime, index = now_of(series)
+    swatch = f'<i class="regime" style="background: {HUES[regime]}"></i>' if regime >= 0 else ""
+    return [number(index, 2), swatch + html.escape(words)]
 
 
 def lane_table(moment):
     "The last values of every lane, as HTML. A lane's colour is that of its lines."
-    head = "".join(f'<th scope="col">{name}</th>' for name in COLUMNS)
+    head = "".join(f'<th scope="col">{name}</th>' for name in (SENSED if moment.sensed else COLUMNS))
     lines = []
     for i, cells in enumerate(lane_rows(moment)):
         colour, dash = look_of(i)
         swatch = f'<i style="border-top: 3px {CSS_DASHES[dash]} {colour}"></i>'
-        lines.append(f"<tr><td>{swatch}" + "</td><td>".join(map(html.escape, cells)) + "</td></tr>")
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+        lines.append(f"<tr><td>{swatch}" + "</td><td>".join(cells) + "</td></tr>")
+    return f'<div class="scroll"><table class="{"sensed" if moment.sensed else ""}"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def not_sensed(moment):
+    "Why there is no index and no regime to see."
+    if moment.sensed: return ""
+    return "The monitor of this run has written nothing yet." if moment.progress.get("monitor") else "Not sensed: this run has no monitor."
 
 
 def command_line(commands, now):
@@ -164,7 +204,7 @@ class LivePage:
     "One viewer's page."
 
     def __init__(self, watch, wanted=None):
-        self.watch, self.wanted, self.charts, self.key = watch, wanted, None, None
+        self.watch, self.wanted, self.charts, self.senses, self.key = watch, wanted, None, None, None
         self.entries, self.sent = [], []  # runs to choose from; commands that the journal has not shown yet
         self.allowed = not exposed() or logged_in()
         self._make_widgets()
@@ -189,11 +229,12 @@ class LivePage:
 
     def _make_layout(self):
         text = dict(stylesheets=[STYLE], sizing_mode="stretch_width", margin=(4, 12))
-        self.message, self.notice, self.commands, self.cards, self.table = (pn.pane.HTML("", **text) for _ in range(5))
-        self.drawing = pn.Column(sizing_mode="stretch_width", margin=0)
+        self.message, self.notice, self.commands, self.cards, self.table, self.quiet = (pn.pane.HTML("", **text) for _ in range(6))
+        column = dict(stylesheets=[TALL], sizing_mode="stretch_width")
+        self.drawing = pn.Column(margin=0, **column)
         self.controls = pn.FlexBox(self.choice, *self.buttons.values(), self.smoothing, self.log, align_items="center", margin=(8, 4, 0, 4))
-        self.body = pn.Column(self.cards, self.drawing, self.table, sizing_mode="stretch_width", visible=False)
-        self.view = pn.Column(self.controls, self.commands, self.notice, self.message, self.body, self.dialog, sizing_mode="stretch_width")
+        self.body = pn.Column(self.cards, self.drawing, self.table, self.quiet, visible=False, **column)
+        self.view = pn.Column(self.controls, self.commands, self.notice, self.message, self.body, self.dialog, **column)
         self._say("Looking for runs…")
 
     def _say(self, sentence):
@@ -228,7 +269,7 @@ class LivePage:
 
     def _turn_to(self, key):
         "Another run: its page is built from nothing."
-        self.key, self.charts, self.sent = key, None, []
+        self.key, self.charts, self.senses, self.sent = key, None, None, []
         self.drawing.clear()
         if pn.state.location: pn.state.location.update_query(run=key)
 
@@ -241,6 +282,7 @@ class LivePage:
         self._draw(moment)
         self.cards.object = headline(moment, time.time())
         self.table.object = lane_table(moment)
+        self.quiet.object = f'<div class="quiet">{not_sensed(moment)}</div>'
         self._say("")
 
     def _empty(self):
@@ -259,6 +301,7 @@ class LivePage:
         told = []
         if moment and moment.problem: told.append(f"The journal cannot be read just now: {moment.problem}. This page tries again by itself.")
         if moment and len(moment.series) > LANES: told.append(f"{LANES} of {len(moment.series)} lanes are shown.")
+        if moment: told += [f"The sense {name} failed and is off: {reason}." for name, reason in moment.failed.items()]
         told += [f"Left out: {problem}." for problem in self.watch.problems if not (moment and moment.problem)]
         if not self.allowed: told.append(EXPOSED)
         self.notice.param.update(object="".join(f'<div class="notice" role="alert">{html.escape(line)}</div>' for line in told), visible=bool(told))
@@ -290,9 +333,13 @@ class LivePage:
 
     def _draw(self, moment):
         "Feeds the charts; builds them where the lanes are others."
-        new = self.charts is None or self.charts.keys != [series.key for series in moment.series[:LANES]]
-        if new: self.charts = Charts(moment, self.log.value)
+        shown = self.charts and (self.charts.keys, self.senses.shown if self.senses else frozenset())
+        new = shown != ([series.key for series in moment.series[:LANES]], moment.sensed)
+        if new:
+            self.charts = Charts(moment, self.log.value)
+            self.senses = SenseCharts(self.charts, moment) if moment.sensed else None
         self.charts.feed(moment, self.smoothing.value)
+        if self.senses: self.senses.feed(moment)
         if new: self.drawing[:] = [pn.pane.Bokeh(self.charts.view, sizing_mode="stretch_width")]
 
 

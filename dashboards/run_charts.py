@@ -3,9 +3,9 @@ import math
 
 import numpy as np
 from bokeh.events import MouseLeave, MouseMove, RangesUpdate, Reset
-from bokeh.models import (BoxZoomTool, CheckboxButtonGroup, Column, ColumnDataSource, CrosshairTool, CustomJS, DataRange1d, Div, InlineStyleSheet,
-                          Label, Line, Node, NumeralTickFormatter,
-                          PanTool, ResetTool, SaveTool, Scatter, Span, WheelZoomTool)
+from bokeh.models import (BoxZoomTool, CheckboxButtonGroup, Column, ColumnDataSource, CrosshairTool, CustomJS, DataRange1d, Div, HoverTool,
+                          InlineStyleSheet, Label, Line, LinearScale, Node, NumeralTickFormatter,
+                          PanTool, Range1d, ResetTool, SaveTool, Scatter, Span, WheelZoomTool)
 from bokeh.plotting import figure
 
 from run_tail import debiased, differing, lane_labels, thin
@@ -32,7 +32,8 @@ for (const source of sources) {
   const there = n > 0 && at <= steps[n - 1] + 3 * gap + 1 && at >= steps[0] - 3 * gap - 1
   if (there && (nearest === null || Math.abs(steps[low] - at) < Math.abs(nearest - at))) nearest = steps[low]
   const value = there ? values[low] : NaN
-  shown.push(Number.isFinite(value) ? (Math.abs(value) >= 0.01 && Math.abs(value) < 1e4 ? value.toFixed(3) : value.toExponential(1)) : '–')
+  if (words.length) shown.push(words[value] ? `${words[value]} ${(100 * source.data.probability[low]).toFixed(0)}\u2009%` : '–')
+  else shown.push(Number.isFinite(value) ? (Math.abs(value) >= 0.01 && Math.abs(value) < 1e4 ? value.toFixed(3) : value.toExponential(1)) : '–')
 }
 legend.setv({labels: labels.map((label, i) => `${label}\\u2002${shown[i]}`)}, {sync: false})
 const where = nearest === null ? '' : ` at step ${nearest.toLocaleString('en')}`
@@ -47,7 +48,8 @@ HINT = "All charts go by optimizer step. Point at a chart to read every lane at 
 
 TITLES = dict(smooth="Training loss, nats per token", validation_loss="Validation loss, nats per token",
               gradient_norm="Gradient norm before clipping", learning_rate="Learning rate")
-GRID = ":host { display: grid !important; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); }"
+TALL = ":host { max-height: none !important; }"  # Bokeh ends a box at the window's height, and what is below would be painted over
+GRID = TALL + ":host { display: grid !important; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); }"
 LEGEND_STYLE = """
 :host { width: 100%; }
 .bk-btn-group { display: grid !important; grid-template-columns: repeat(auto-fill, minmax(var(--lane-width), 1fr)); gap: 4px; width: 100%; }
@@ -59,6 +61,7 @@ LEGEND_STYLE = """
 .bk-btn-group .bk-btn::before { content: ''; display: inline-block; width: 18px; margin-right: 6px; vertical-align: middle;
   border-top: 3px solid; }
 """
+HEAD_STYLE = ":host { position: sticky; top: 0; z-index: 2; max-height: 40vh; overflow-y: auto; background: var(--mui-palette-background-default, Canvas); }"  # read at any chart
 CSS_DASHES = {"solid": "solid", "dashed": "dashed", "dotted": "dotted", "dotdash": "double"}
 
 
@@ -148,22 +151,24 @@ class Charts:
         self.looks, self.feeds = [look_of(i) for i in range(len(self.keys))], [LaneFeed() for _ in self.keys]
         self.window, self.filled = None, None  # steps on the screen, None: all; what the last refill was for
         self.marks = ColumnDataSource(dict(step=[], loss=[], capped=[], colour=[]))
+        self.stressors, self._hit = ColumnDataSource(dict(step=[], name=[], lanes=[], colour=[])), None
         self.renderers = [[] for _ in self.keys]
         self._facts = moment.config.get("facts", {}).get("corpus", {})
         self._steps = DataRange1d(only_visible=True, range_padding=0.02)
         self._cross = Span(dimension="height", line_color=GREY, line_dash="dotted", line_width=1)
         self.caption = Div(text=HINT, tags=[HINT], stylesheets=[InlineStyleSheet(css=":host { font-size: 12px; opacity: 0.75; margin: 2px 12px; }")])
-        self.legend = self._make_legend()
+        self.legend = self._make_legend(144 if "regimes" in moment.sensed else 86)
         self._rates = "log" if any("learning_rate" in name for name in differing(moment.series)) else "linear"
         self.figures, self._grid = {}, Column(sizing_mode="stretch_width", stylesheets=[InlineStyleSheet(css=GRID)])
-        self.view = Column(self.legend, self.caption, self._grid, sizing_mode="stretch_width")
+        head = Column(self.legend, self.caption, sizing_mode="stretch_width", stylesheets=[InlineStyleSheet(css=HEAD_STYLE)])
+        self.view = Column(head, self._grid, sizing_mode="stretch_width", stylesheets=[InlineStyleSheet(css=TALL)])
         self.show_log(log)
 
-    def _make_legend(self):
-        "One button a lane; labels are shown as text, whatever is in them."
+    def _make_legend(self, room):
+        "One button a lane, with room for a reading; labels are shown as text, whatever is in them."
         colours = "".join(f".bk-btn:nth-child({i + 1})::before {{ border-top-color: {colour}; border-top-style: {CSS_DASHES[dash]}; }}\n"
                           for i, (colour, dash) in enumerate(self.looks))
-        width = f":host {{ --lane-width: {max(map(len, self.labels), default=0) * 6.6 + 86:.0f}px; }}"
+        width = f":host {{ --lane-width: {max(map(len, self.labels), default=0) * 6.6 + room:.0f}px; }}"
         sheets = [InlineStyleSheet(css=css) for css in (LEGEND_STYLE, colours, width)]
         legend = CheckboxButtonGroup(labels=self.labels, tags=self.labels, margin=(2, 12), active=list(range(len(self.keys))), stylesheets=sheets, sizing_mode="stretch_width")
         return legend
@@ -173,8 +178,11 @@ class Charts:
         scale = "log" if log else "linear"
         wanted = ("smooth", scale), ("validation_loss", scale), ("gradient_norm", "log"), ("learning_rate", self._rates)
         self._grid.children = [self._figure(*one) for one in wanted]
-        hide = CustomJS(args=dict(renderers=self.renderers), code=HIDE)
-        self.legend.js_property_callbacks = {"change:active": [hide]}
+        self.connect_legend()
+
+    def connect_legend(self):
+        "A click on a lane hides all that was drawn of it up to now."
+        self.legend.js_property_callbacks = {"change:active": [CustomJS(args=dict(renderers=self.renderers), code=HIDE)]}
 
     def _ceiling(self):
         "Where the linear loss axis ends, so that a lane that diverges does not flatten the others: above an untrained model."
@@ -188,19 +196,28 @@ class Charts:
 
     def _make_figure(self, column, scale):
         title, loss = TITLES[column], column in ("smooth", "validation_loss")
+        cap = dict(end=self._ceiling()) if loss and scale == "linear" and self._ceiling() else {}
+        fig = self.empty_figure(title + (" (log)" if scale == "log" else ""), y_axis_type=scale, y_range=DataRange1d(only_visible=True, **cap))
+        for index in range(len(self.keys)): self._draw(fig, index, column)
+        if column == "smooth":
+            fig.add_glyph(self.marks, Scatter(x="step", y="capped" if cap else "loss", marker="x", size=11, line_width=3, line_color="colour"))
+            self._mark_stressors(fig)
+        if loss: self._mark_unigram(fig)
+        sources = [feed.validation if column == "validation_loss" else feed.rows for feed in self.feeds]
+        self.read_with(fig, sources, column, title + (", smoothed," if column == "smooth" else ""))
+        return fig
+
+    def empty_figure(self, title, **options):
+        "A figure over the steps that all figures share. A zoom is told to the server, which sends what it shows."
         tools = [BoxZoomTool(dimensions="width"), PanTool(dimensions="width"), WheelZoomTool(dimensions="width"), ResetTool(), SaveTool(),
                  CrosshairTool(overlay=self._cross)]
-        cap = dict(end=self._ceiling()) if loss and scale == "linear" and self._ceiling() else {}
-        fig = figure(title=title + (" (log)" if scale == "log" else ""), height=232, sizing_mode="stretch_width", y_axis_type=scale,
-                     x_range=self._steps, y_range=DataRange1d(only_visible=True, **cap), tools=tools,
-                     min_border_left=52, min_border_right=8, window_axis="x")
+        fig = figure(title=title, sizing_mode="stretch_width", x_range=self._steps, tools=tools, min_border_left=52, min_border_right=8, window_axis="x",
+                     **dict(height=232) | options)
         fig.toolbar.autohide, fig.toolbar.logo, fig.toolbar.active_drag = True, None, tools[0]
         fig.xaxis.formatter = NumeralTickFormatter(format="0,0")
         fig.xgrid.visible, fig.yaxis.ticker.desired_num_ticks = False, 5
-        for index in range(len(self.keys)): self._draw(fig, index, column)
-        if column == "smooth": fig.add_glyph(self.marks, Scatter(x="step", y="capped" if cap else "loss", marker="x", size=11, line_width=3, line_color="colour"))
-        if loss: self._mark_unigram(fig)
-        self._connect(fig, title, column)
+        fig.on_event(RangesUpdate, self._zoomed)
+        fig.on_event(Reset, self._unzoomed)
         return fig
 
     def _draw(self, fig, index, column):
@@ -213,15 +230,11 @@ class Charts:
         drawn.append(fig.add_glyph(source, Line(x="step", y=column, line_color=colour, line_dash=dash, line_width=width)))
         if column == "validation_loss": drawn.append(fig.add_glyph(source, feed.dots(colour)))
 
-    def _connect(self, fig, title, column):
-        "Shared reading under the pointer happens in the browser; a zoom is told to the server, which sends what it shows."
-        sources = [feed.validation if column == "validation_loss" else feed.rows for feed in self.feeds]
-        title += ", smoothed," if column == "smooth" else ""
+    def read_with(self, fig, sources, column, title, words=()):
+        "Every lane's value under the pointer, read in the browser. With words the value is the number of a word, read with its probability."
         both = dict(legend=self.legend, caption=self.caption)
-        fig.js_on_event(MouseMove, CustomJS(args=dict(both, sources=sources, column=column, title=title), code=READ))
+        fig.js_on_event(MouseMove, CustomJS(args=dict(both, sources=sources, column=column, title=title, words=list(words)), code=READ))
         fig.js_on_event(MouseLeave, CustomJS(args=both, code=UNREAD))
-        fig.on_event(RangesUpdate, self._zoomed)
-        fig.on_event(Reset, self._unzoomed)
 
     def _zoomed(self, event): self.window = (event.x0, event.x1)
 
@@ -235,23 +248,43 @@ class Charts:
         fig.add_layout(Label(x=Node(target="frame", symbol="right", offset=-4), y=loss, y_offset=2, text="token frequencies only",
                              text_color=GREY, text_font_size="11px", text_align="right"))
 
+    def _mark_stressors(self, fig):
+        "Ticks along the bottom, named under the pointer; they have no say in the range of the losses."
+        fig.y_range.renderers = list(fig.renderers)
+        fig.extra_y_ranges, fig.extra_y_scales = {"bottom": Range1d(0, 1)}, {"bottom": LinearScale()}
+        tick = Scatter(x="step", y=0.045, marker="dash", angle=math.pi / 2, size=13, line_width=3, line_color="colour")
+        ticks = fig.add_glyph(self.stressors, tick, y_range_name="bottom")
+        fig.add_tools(HoverTool(renderers=[ticks], tooltips=[("stressor", "@name"), ("on", "@lanes"), ("step", "@step{0,0}")], visible=False))
+
     def feed(self, moment, weight):
         "Sends what is new, or everything on the screen where that has changed."
         wanted = moment.generation, weight, self.window
-        for feed, series in zip(self.feeds, self._mine(moment)):
+        for feed, series in zip(self.feeds, self.mine(moment)):
             if wanted != self.filled or feed.crowded: feed.refill(series, weight, self.window)
             else: feed.stream(series, weight, self.window)
         self.filled = wanted
         self._mark_frozen(moment)
+        self._feed_stressors(moment)
 
-    def _mine(self, moment):
+    def _feed_stressors(self, moment):
+        "One tick for all lanes that one stressor hits at once."
+        if moment.stressors is self._hit: return
+        self._hit, hit, at = moment.stressors, {}, {key: i for i, key in enumerate(self.keys)}
+        for step, name, key in moment.stressors:
+            if key is None or key in at: hit.setdefault((step, name), set()).update(at.values() if key is None else [at[key]])
+        told = ["every lane" if len(lanes) == len(self.keys) else ", ".join(self.labels[i] for i in sorted(lanes)) for lanes in hit.values()]
+        colours = [self.looks[min(lanes)][0] if len(lanes) == 1 else GREY for lanes in hit.values()]
+        self.stressors.data = dict(step=[step for step, _ in hit], name=[name for _, name in hit], lanes=told, colour=colours)
+
+    def mine(self, moment):
+        "The drawn series, in the order of their lines."
         known = {series.key: series for series in moment.series}
         return [known[key] for key in self.keys]
 
     def _mark_frozen(self, moment):
         "A cross where a lane stopped being finite; at the edge where that is off the linear axis."
         cap, marks = self._ceiling() or math.inf, dict(step=[], loss=[], capped=[], colour=[])
-        for (colour, _), series in zip(self.looks, self._mine(moment)):
+        for (colour, _), series in zip(self.looks, self.mine(moment)):
             sound = np.flatnonzero(np.isfinite(series.loss))
             if series.frozen_at is None or not len(sound): continue
             loss = float(series.loss[sound[-1]])

@@ -22,8 +22,12 @@ from sdalab.journal.schema import JournalError, is_held
 
 LIVE = "running", "paused"
 GROUPS = tuple(f"learning_rate_{group}" for group in ("attention", "mlp", "embedding", "norms", "head"))
-SIGNALS = ("loss", "validation_loss", "gradient_norm", "learning_rate", *GROUPS)
+REGIMES = "learning", "plateau", "oscillating", "chaotic", "benign_divergence", "catastrophic_divergence", "overfitting"
+PROBABILITIES = tuple(f"regime_{name}" for name in REGIMES)
+SENSES = ("uncertainty_index", *PROBABILITIES)
+SIGNALS = ("loss", "validation_loss", "gradient_norm", "learning_rate", *GROUPS, *SENSES)
 PLOTTED = "step", "loss", "gradient_norm", "learning_rate", "validation_step", "validation_loss"
+TOLD = "frozen", "alarm", "stressor", "sense_failed"  # kinds of events that a page shows
 UNREADABLE = ValueError, KeyError, OSError, sqlite3.Error, JournalError  # what a broken or vanished journal raises
 log = logging.getLogger(__name__)
 
@@ -31,14 +35,14 @@ log = logging.getLogger(__name__)
 class Column:
     "Numbers that only grow at the end. A slice that was handed out keeps its values."
 
-    def __init__(self):
-        self._block, self._length = np.empty(1024), 0
+    def __init__(self, dtype=float):
+        self._block, self._length = np.empty(1024, dtype), 0
 
     def extend(self, values):
         "Appends; the block doubles when it is full."
         end = self._length + len(values)
         if end > len(self._block):
-            block = np.empty(max(end, 2 * len(self._block)))
+            block = np.empty(max(end, 2 * len(self._block)), self._block.dtype)
             block[:self._length] = self._block[:self._length]
             self._block = block
         self._block[self._length:end] = values
@@ -63,6 +67,8 @@ class Series:
     validation_step: np.ndarray
     validation_loss: np.ndarray
     frozen_at: int | None  # step at which it stopped being finite
+    senses: dict = field(default_factory=dict)  # column -> one value a step; NaN where the monitor said nothing
+    alarms: np.ndarray = field(default_factory=lambda: np.empty((0, 2)))  # steps and the index at each
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,9 @@ class Moment:
     updated: float | None = None  # Unix time of the last step
     generation: int = 0  # another number: what was seen before no longer holds
     problem: str | None = None  # why this is not up to date
+    sensed: frozenset = frozenset()  # of "index" and "regimes": what a monitor has written so far
+    stressors: tuple = ()  # (step, name, key of the series or None for the whole run), oldest first
+    failed: dict = field(default_factory=dict)  # sense -> why it failed
 
     @property
     def live(self):
@@ -96,6 +105,7 @@ class Tail:
         self.generation += 1
         self._rowid, self._event, self._updated = 0, 0, None
         self._nodes, self._first, self._columns, self._frozen = {}, {}, {}, {}
+        self._sensed, self._alarms, self._stressors, self._failed = frozenset(), {}, (), {}
 
     def look(self):
         "Reads on and publishes a new moment; a problem is published with the last data."
@@ -119,7 +129,8 @@ class Tail:
             if command["status"] == "pending" and not alive: command["status"] = "expired"
         status = "killed" if facts["status"] in LIVE and not alive else facts["status"]
         series = tuple(self._series(key) for key in self._columns)
-        return Moment(self.key, facts["config"], status, facts["progress"], series, tuple(commands), self._updated, self.generation)
+        return Moment(self.key, facts["config"], status, facts["progress"], series, tuple(commands), self._updated, self.generation,
+                      sensed=self._sensed, stressors=self._stressors, failed=dict(self._failed))
 
     def _take_nodes(self, db):
         "New nodes, and those that may have ended since."
@@ -135,7 +146,7 @@ class Tail:
         "The node with which this node's series began: a child in the same fork continues its parent."
         node, parent = facts["id"], facts["parent"]
         if parent is None or fork_and_lane(self._nodes[parent]) != fork_and_lane(facts):
-            self._columns[node] = {name: Column() for name in PLOTTED}
+            self._columns[node] = {name: Column() for name in PLOTTED} | {name: Column("f4") for name in SENSES}
             return node
         return self._first[parent]
 
@@ -147,6 +158,8 @@ class Tail:
             self._take_nodes(db)
             return self._take_rows(db)
         self._rowid, self._updated = int(rows["id"][-1]), float(rows["wall_time"][-1])
+        for what, name in ("index", "uncertainty_index"), ("regimes", PROBABILITIES[0]):
+            if np.isfinite(rows[name]).any(): self._sensed |= {what}
         for node in np.unique(rows["node"]): self._append(self._columns[self._first[int(node)]], rows, rows["node"] == node)
 
     def _went_back(self, rows):
@@ -157,21 +170,30 @@ class Tail:
         return False
 
     def _append(self, columns, rows, where):
-        for name in ("step", "loss", "gradient_norm"): columns[name].extend(rows[name][where])
+        for name in ("step", "loss", "gradient_norm", *SENSES): columns[name].extend(rows[name][where])
         columns["learning_rate"].extend(common_rate(rows, where))
         validated = where & ~np.isnan(rows["validation_loss"])
         columns["validation_step"].extend(rows["step"][validated])
         columns["validation_loss"].extend(rows["validation_loss"][validated])
 
     def _take_events(self, db):
-        for event in rows_of(db, "SELECT id, node, step FROM events WHERE id > ? AND kind = 'frozen' ORDER BY id", (self._event,)):
-            self._event = event["id"]
-            if event["node"] in self._first: self._frozen[self._first[event["node"]]] = event["step"]
+        query = "SELECT id, kind, node, step, detail FROM events WHERE id > ? AND kind IN (SELECT value FROM json_each(?)) ORDER BY id"
+        for event in rows_of(db, query, (self._event, json.dumps(TOLD))):
+            self._event, detail = event["id"], json.loads(event["detail"])
+            self._take_event(event["kind"], event["step"], self._first.get(event["node"]), detail)
+
+    def _take_event(self, kind, step, key, detail):
+        if kind == "stressor": self._stressors += (step, str(detail.get("name", kind)), key),
+        elif kind == "sense_failed": self._failed[str(detail.get("sense"))] = str(detail.get("reason", ""))
+        elif key is not None and kind == "frozen": self._frozen[key] = step
+        elif key is not None: self._alarms.setdefault(key, Column()).extend([step, detail.get("index", math.nan)])
 
     def _series(self, key):
         facts = self._nodes[key]
-        values = {name: column.values for name, column in self._columns[key].items()}
-        return Series(key=key, lane=facts["lane"], settings=settings_of(facts), frozen_at=self._frozen.get(key), **values)
+        columns = {name: column.values for name, column in self._columns[key].items()}
+        plotted, senses = ({name: columns[name] for name in names} for names in (PLOTTED, SENSES))
+        alarms = self._alarms.get(key, Column()).values.reshape(-1, 2)
+        return Series(key=key, lane=facts["lane"], settings=settings_of(facts), frozen_at=self._frozen.get(key), senses=senses, alarms=alarms, **plotted)
 
 
 def fork_and_lane(facts):

@@ -30,6 +30,42 @@ def columns(rates, step, evaluate_every):
     return made
 
 
+REGIMES = "learning", "plateau", "oscillating", "chaotic", "benign_divergence", "catastrophic_divergence", "overfitting"
+SPAN = 40  # steps that the planted regimes last
+ALARM, SHOCK, WARM_UP = 60, 50, 16  # steps: between alarms, of the first stressor and between stressors, without an index
+
+
+def planted(lane, step):
+    "Number of the regime of a lane at a step, and its probability: lane i begins with regime i, and the next regime comes after SPAN steps."
+    return (lane + step // SPAN) % len(REGIMES), (0.55, 0.95, 0.75)[step // SPAN % 3]
+
+
+def index_of(lane, step):
+    "The planted index: a tenth for each lane, a wave, and 3.5 at each alarm."
+    if step < WARM_UP: return math.nan
+    return 3.5 if step % ALARM == ALARM - 1 else 0.1 * lane + math.sin(step / 9)
+
+
+def senses(lanes, step):
+    "What a monitor writes at a step."
+    made = {f"regime_{name}": [] for name in REGIMES}
+    for lane in lanes:
+        top, probability = planted(lane, step)
+        for i, name in enumerate(REGIMES): made[f"regime_{name}"].append(probability if i == top else (1 - probability) / (len(REGIMES) - 1))
+    return made | dict(uncertainty_index=[index_of(lane, step) for lane in lanes])
+
+
+def monitor_events(journal, step, nodes):
+    "What a monitor notes beside the steps."
+    if step == 0: journal.event("sense_failed", 0, sense="sharpness", reason="no <b>probe</b> batch")
+    for lane, node in nodes:
+        if step % ALARM == ALARM - 1: journal.event("alarm", step, node, index=index_of(lane, step))
+        if step % SHOCK == SHOCK - 1: journal.event("stressor", step, node, name="gradient spike")
+    if step % 10 == 0:
+        facts = dict(share=0.071, budget=0.1, stretch=1.3, senses=dict(sharpness=dict(period=20, share=0.01)), off=dict(lyapunov="needs twins"))
+        journal.progress(monitor=facts)
+
+
 def obey(journal, paused):
     "Answers what is pending; returns whether to go on, and whether paused."
     for command in journal.pending():
@@ -56,6 +92,9 @@ def write(journal, options):
             time.sleep(0.02)
             continue
         made = columns([rates[lane] for lane in alive], step, options.evaluate_every)
+        if options.sensed:
+            made |= senses(alive, step)
+            monitor_events(journal, step, [(lane, nodes[lane]) for lane in alive])
         journal.steps(step, [nodes[lane] for lane in alive], made)
         for lane, loss in list(zip(alive, made["loss"])):
             if loss > 1e6:
@@ -78,6 +117,7 @@ def main():
     parser.add_argument("--at-once", type=int, default=0, help="steps written before the clock counts")
     parser.add_argument("--hold", type=float, default=math.inf, help="wait at this step for commands")
     parser.add_argument("--evaluate-every", type=int, default=25)
+    parser.add_argument("--sensed", type=int, default=0, help="1: with a monitor")
     options = parser.parse_args()
     config = dict(name="synthetic", steps=options.steps, rows=8, model=dict(context=64), facts=FACTS)
     with Journal.create(options.run_dir, config, dict(platform="synthetic")) as journal:

@@ -1,7 +1,10 @@
 "The live page in a real browser, served by one process and fed by another."
+import io
+import json
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -9,12 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageColor
 
 from sdalab.journal.reader import Run
+from sdalab.journal.schema import create_tables
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "dashboards"))
+sys.path[:0] = [str(ROOT / "dashboards"), str(ROOT / "tests")]
+from run_senses import HUES, WORDS, SenseFeed, merged  # noqa: E402
 from run_tail import LIVE, Tail, debiased, find_runs, lane_labels, short_number, thin  # noqa: E402
+from synthetic_run import ALARM, REGIMES, SHOCK, WARM_UP, index_of, planted  # noqa: E402
 
 POLLING = 150  # ms; looking at every frame would keep the page from its work
 PATIENCE = 30.0  # seconds for what takes a second on an idle machine
@@ -131,6 +138,38 @@ def until(page, condition, argument=None):
     page.wait_for_function(f"(argument) => {{ const models = [...Bokeh.documents[0]._all_models.values()]; return {condition} }}", arg=argument, polling=POLLING)
 
 
+def sources(page, *columns):
+    "The data of every source in the browser that has one of the columns, by the order of the lanes, all at one moment."
+    return page.evaluate("""(columns) => [...Bokeh.documents[0]._all_models.values()].filter((m) => m.type === 'ColumnDataSource' && columns.some((c) => m.data[c]))
+        .map((s) => Object.fromEntries(Object.entries(s.data).map(([name, values]) => [name, [...values]])))""", list(columns))
+
+
+def spot(page, title, step, height):
+    "Where on the page a step and a height of the figure with such a title are; None is near the bottom."
+    page.wait_for_function("""(title) => [...Bokeh.documents[0]._all_models.values()].some((m) => m.type === 'Figure' && m.title.text.startsWith(title)
+        && Bokeh.index.find_one(m)?.el.getBoundingClientRect().width > 0)""", arg=title, polling=POLLING)
+    return page.evaluate("""([title, step, height]) => {
+        const figure = [...Bokeh.documents[0]._all_models.values()].find((m) => m.type === 'Figure' && m.title.text.startsWith(title))
+        const view = Bokeh.index.find_one(figure)
+        view.el.scrollIntoView({block: 'center'})
+        const box = view.el.getBoundingClientRect()
+        return [box.x + view.frame.x_scale.compute(step), box.y + (height === null ? view.frame.bbox.bottom - 9 : view.frame.y_scale.compute(height))]
+    }""", [title, step, height])
+
+
+def colour_at(page, title, step, height):
+    "What is painted there: red, green, blue."
+    x, y = spot(page, title, step, height)
+    clip = dict(x=round(x), y=round(y), width=1, height=1)
+    return np.array(Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB").getpixel((0, 0)), dtype=float)
+
+
+def nearest_regime(colour):
+    "Number of the regime whose colour on white, at any opacity, is nearest."
+    inks = [np.array(ImageColor.getrgb(hue)) for hue in HUES]
+    return int(np.argmin([min(np.abs(255 + a * (ink - 255) - colour).sum() for a in np.linspace(0.4, 1, 61)) for ink in inks]))
+
+
 def press(page, name): page.get_by_role("button", name=name, exact=True).click()
 
 
@@ -239,6 +278,82 @@ def test_one_step_is_a_small_message_and_charts_can_be_explored(address, runs, b
     until(browser, "models.filter((m) => m.type === 'GlyphRenderer' && !m.visible).length >= 5")
 
 
+def test_what_a_monitor_read_is_drawn_as_it_was(address, runs, browser, train):
+    train(runs / "sensed", steps=200, rate=500, lanes=3, sensed=1)[0].wait(PATIENCE)
+    browser.goto(f"{address}?run=sensed")
+    shows(browser, "status", "finished")
+    shows(browser, "step", "200")
+    shows(browser, "monitor", "^7.1.%of 10.% · 1 off")
+    assert "lyapunov is off: needs twins" in card(browser, "monitor").get_attribute("title")
+    assert "sharpness failed and is off: no <b>probe</b> batch" in browser.get_by_role("alert").first.inner_text()
+    for lane, rows in enumerate(sources(browser, "uncertainty_index")):
+        index = [index_of(lane, int(step)) for step in rows["step"]]
+        assert rows["step"] == list(range(200)) and np.allclose(np.array(rows["uncertainty_index"], dtype=float), index, atol=1e-3, equal_nan=True)
+        assert np.isnan(index[:WARM_UP]).all() and rows["regime"] == [planted(lane, step)[0] for step in range(200)]
+    alarms = [data for data in sources(browser, "drawn") if "uncertainty_index" not in data]
+    assert [data["step"] for data in alarms] == [[ALARM - 1, 2 * ALARM - 1, 3 * ALARM - 1]] * 3 and alarms[0]["drawn"] == [3.5] * 3
+    ticks = sources(browser, "lanes")[0]
+    assert ticks["step"] == [SHOCK - 1, 2 * SHOCK - 1, 3 * SHOCK - 1, 4 * SHOCK - 1] and set(ticks["lanes"]) == {"every lane"}
+    row = browser.locator("tbody tr").nth(1)
+    top, probability = planted(1, 199)
+    assert f"{WORDS[top]} {100 * probability:.0f}" in row.inner_text() and f"{index_of(1, 199):.2f}" in row.inner_text()
+
+    strips = "Regimes: the most probable one"
+    for lane, step in (0, 20), (1, 60), (2, 100), (0, 180):  # what is painted, not only what was sent
+        assert nearest_regime(colour_at(browser, strips, step, lane + 0.5)) == planted(lane, step)[0]
+    browser.mouse.move(*spot(browser, strips, 100, 0.5))
+    told = f"lr 1e-4\u2002{REGIMES[planted(0, 100)[0]]} {100 * planted(0, 100)[1]:.0f}"
+    until(browser, "models.some((m) => m.labels?.some((label) => label.startsWith(argument)))", told)
+    browser.mouse.move(*spot(browser, "Uncertainty index", 100, 0.5))
+    until(browser, "models.some((m) => m.labels?.some((label) => label === argument))", f"lr 3e-4\u2002{index_of(1, 100):.3f}")
+    browser.mouse.move(*spot(browser, "Training loss", SHOCK - 1, None))
+    browser.get_by_text("gradient spike").first.wait_for()  # named under the pointer
+
+    browser.mouse.click(*spot(browser, strips, 100, 1.5))  # the strip of lane 1
+    until(browser, "models.some((m) => m.type === 'Figure' && m.title.text === 'Regimes: how probable each is, lr 3e-4')")
+    mixture = next(data for data in sources(browser, "regime_learning"))
+    assert mixture["step"] == list(range(200)) and np.allclose(np.sum([mixture[f"regime_{name}"] for name in REGIMES], axis=0), 1, atol=1e-3)
+    for step in 20, 60, 100:
+        top, probability = planted(1, step)
+        rest = (1 - probability) / 6
+        assert nearest_regime(colour_at(browser, "Regimes: how", step, top * rest + probability / 2)) == top
+    browser.mouse.move(*spot(browser, "Regimes: how", 60, 0.5))
+    browser.get_by_text("at step 60").last.wait_for()
+    assert re.search(rf"{WORDS[planted(1, 60)[0]]} 95.%", browser.locator(".regimes").inner_text())
+    browser.get_by_label("Regimes of").select_option(label="every lane")
+    spot(browser, strips, 10, 0.5)
+    browser.set_viewport_size({"width": 700, "height": 900})
+    browser.wait_for_timeout(500)
+    boxes = [part.bounding_box() for part in (*browser.locator(".bk-Figure").all(), browser.locator("table"))]
+    assert len(boxes) == 7 and all(one["y"] + one["height"] <= other["y"] + 1 for one, other in zip(boxes, boxes[1:]))  # one below the other
+
+
+def test_senses_stream_in_small_messages(address, runs, browser, train):
+    train(runs / "sensing", at_once=3000, rate=4, steps=100_000, lanes=7, sensed=1)
+    browser.goto(f"{address}?run=sensing")
+    shows(browser, "step", "^3,")
+    browser.get_by_label("Regimes of").select_option(label="lr 1e-3")
+    until(browser, "models.some((m) => m.data?.regime_learning?.length > 100)")
+    browser.wait_for_timeout(1500)
+    first, sent = max(step for _, step in points(browser)), len(browser.frames_seen)
+    until(browser, "models.some((m) => m.data?.regime_learning && m.data.step.at(-1) >= argument + 6)", first)
+    steps = max(step for _, step in points(browser)) - first
+    size = sum(len(frame) for frame in browser.frames_seen[sent:])
+    assert steps >= 6 and size / steps < 20_000, f"{size / steps:.0f} bytes a step"
+    both = sources(browser, "uncertainty_index", "right")
+    for rows, strip in zip([data for data in both if "step" in data], [data for data in both if "right" in data]):
+        assert len(rows["step"]) <= 2000 and len(strip["right"]) <= 1000
+        assert strip["right"][-1] == rows["step"][-1] + 0.5 and strip["left"][1:] == strip["right"][:-1]  # without a gap
+
+
+def test_a_run_without_a_monitor_says_so_and_draws_nothing_more(address, browser):
+    browser.goto(f"{address}?run=first")
+    shows(browser, "status", "finished")
+    browser.get_by_text("Not sensed: this run has no monitor.").wait_for()
+    assert browser.locator(".bk-Figure").count() == 4 and browser.locator(".regimes").count() == 0
+    assert browser.locator("th").all_inner_texts()[-2:] == ["gradient norm", "state"] and card(browser, "monitor").count() == 0
+
+
 def test_dark_mode_reaches_the_charts_and_a_phone_shows_them(address, browser):
     browser.goto(f"{address}?run=first")
     shows(browser, "status", "finished")
@@ -325,6 +440,59 @@ def test_tail_survives_rewinds_and_continues_lanes(tmp_path):
     tail.look()
     assert "journal" in tail.now.problem and len(tail.now.series) == 2
     assert find_runs(tmp_path, {})[1]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_journals_of_older_versions_open(tmp_path, version):
+    facts = dict(name="old", created=1.0, config={}, machine={}, status="finished", progress={}, next_row=3)
+    with sqlite3.connect(tmp_path / "journal.db") as db:
+        create_tables(db, version)
+        db.executemany("INSERT INTO meta VALUES (?, ?)", [(key, json.dumps(value)) for key, value in facts.items()])
+        db.execute("INSERT INTO nodes(id, lane, first_step, settings, created) VALUES (1, 0, 0, '{}', 1.0)")
+        db.executemany("INSERT INTO steps(id, node, step, wall_time, loss) VALUES (?, 1, ?, 2.0, 0.5)", [(1, 0), (2, 1)])
+    db.close()
+    tail = Tail(tmp_path, "old")
+    tail.look()
+    assert tail.now.problem is None and list(tail.now.series[0].loss) == [0.5, 0.5] and not tail.now.sensed
+    assert all(np.isnan(values).all() and len(values) == 2 for values in tail.now.series[0].senses.values())
+
+
+def test_tail_reads_what_a_monitor_wrote(tmp_path):
+    from sdalab.journal.writer import Journal
+    with Journal.create(tmp_path / "r", dict(steps=9), {}) as journal:
+        node, tail = journal.node(0, settings={}), Tail(tmp_path / "r", "r")
+        for step in range(3): journal.steps(step, [node], dict(loss=[1.0]))
+        journal.flush()
+        tail.look()
+        assert not tail.now.sensed and not tail.now.stressors
+        journal.steps(3, [node], dict(loss=[1.0], uncertainty_index=[3.4], regime_chaotic=[0.9], regime_learning=[0.1]))
+        journal.event("alarm", 3, node, index=3.4)
+        journal.event("stressor", 3, None, name="batch of noise")
+        journal.flush()
+        tail.look()
+        assert tail.now.sensed == {"index", "regimes"} and tail.now.stressors == ((3, "batch of noise", None),)
+        series, = tail.now.series
+        assert np.allclose(series.senses["regime_chaotic"], [np.nan] * 3 + [0.9], equal_nan=True) and series.alarms.tolist() == [[3, 3.4]]
+        journal.rewind([node], 3)
+        journal.steps(3, [node], dict(loss=[1.0], uncertainty_index=[0.4]))
+        journal.flush()
+        tail.look()
+        assert len(tail.now.series[0].alarms) == 0 and tail.now.sensed == {"index"}
+
+
+def test_a_strip_grows_as_it_would_be_drawn_at_once(tmp_path):
+    from run_tail import SENSES, Series
+    top = np.repeat([0, 0, 3, 3, 5, -1, 5], 9)
+    senses = {name: np.where(top < 0, np.nan, np.where(top == i - 1, 0.7, 0.05)) for i, name in enumerate(SENSES)}
+    empty = np.empty(0)
+    until_step = lambda n: Series(1, 0, {}, np.arange(n), *[np.ones(n)] * 3, empty, empty, None, {name: values[:n] for name, values in senses.items()})
+    whole, grown = SenseFeed(), SenseFeed()
+    whole.refill(until_step(63), None)
+    grown.refill(until_step(4), None)
+    for n in range(5, 64): grown.stream(until_step(n), None)
+    assert dict(grown.strip.data) == dict(whole.strip.data)
+    assert whole.strip.data["left"] == [-0.5, 17.5, 35.5, 53.5] and whole.strip.data["right"] == [17.5, 35.5, 44.5, 62.5]
+    assert merged(0.0, np.array([1.0]), np.array([-1]), np.array([0])) == [[], [], [], []]
 
 
 def test_debiased_average():

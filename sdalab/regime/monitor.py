@@ -7,10 +7,11 @@ Docs: https://sdalab.github.io/sdalab/regime/monitor.html.md"""
 # %% auto #0
 __all__ = ['SENSES', 'BUDGETS', 'PARTS', 'JUDGEMENT', 'NEVER', 'Scene', 'NotYet', 'Sense', 'EveryStep', 'Activity', 'Edge',
            'Ranks', 'Criticality', 'Noise', 'Curvature', 'Spectrum', 'gradient_at', 'Twins', 'Series', 'Forecast',
-           'Ledger', 'check_periods', 'Monitor', 'senses']
+           'Ledger', 'check_periods', 'Monitor', 'one_thread', 'senses']
 
-# %% ../../nbs/regime/39a_monitor.ipynb #9b74d4c9
+# %% ../../nbs/regime/39a_monitor.ipynb #6e40196e
 import math, time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Callable, ClassVar
 import numpy as np, torch
@@ -32,7 +33,7 @@ from ..training.engine import Engine, Observation, State
 from ..training.inside import Activations, NotAvailable, look_inside
 from ..training.train import Callback, Trainer
 
-# %% ../../nbs/regime/39a_monitor.ipynb #3cfe0728
+# %% ../../nbs/regime/39a_monitor.ipynb #0b4197f4
 @dataclass
 class Scene:
     "A run at the end of a step."
@@ -63,7 +64,7 @@ class Scene:
         if held.shape[1] < n: raise NotYet
         return held
 
-# %% ../../nbs/regime/39a_monitor.ipynb #4a02963f
+# %% ../../nbs/regime/39a_monitor.ipynb #ffd7e805
 class NotYet(Exception):
     "Too early in the run; asked again next time."
 
@@ -78,7 +79,7 @@ class Sense:
     def state_dict(self) -> dict: "All that it remembers, as plain data."; return {}
     def load_state_dict(self, state: dict): "Remember it again."
 
-# %% ../../nbs/regime/39a_monitor.ipynb #070012da
+# %% ../../nbs/regime/39a_monitor.ipynb #fea9ec95
 class EveryStep(Sense):
     "Moving averages, z-scores and how the weights moved; costs about 0.1 ms and a copy of the weights."
     name, periods = 'every_step', {'light': 1, 'default': 1, 'full': 1}
@@ -105,10 +106,10 @@ class EveryStep(Sense):
     def load_state_dict(self, state):
         for name, part in state.items(): getattr(self, name).load_state_dict(part)
 
-# %% ../../nbs/regime/39a_monitor.ipynb #c5550c7b
+# %% ../../nbs/regime/39a_monitor.ipynb #028291aa
 class Activity(Sense):
     "Activations, attention and logits of the probe's first window; one forward pass of one window."
-    name, periods = 'activity', {'light': 50, 'default': 10, 'full': 5}
+    name, periods = 'activity', {'light': 100, 'default': 20, 'full': 5}
     columns = ('activation_mean', 'activation_std', 'activation_max', 'dead_share', 'attention_entropy', 'attention_logit_max', 'logit_rms', 'effective_rank', 'logit_growth', 'activation_growth', 'gradient_growth')
     def __init__(self, lanes):
         super().__init__(lanes)
@@ -142,7 +143,7 @@ class Activity(Sense):
     def state_dict(self): return self.readings.state_dict()
     def load_state_dict(self, state): self.readings.load_state_dict(state)
 
-# %% ../../nbs/regime/39a_monitor.ipynb #52e28b7c
+# %% ../../nbs/regime/39a_monitor.ipynb #35aa48fc
 class Edge(Sense):
     "c = 2 (1 - (L(theta + Delta) - L(theta)) / g.Delta) on the step's own batch; one forward pass, about 30 % of a step."
     name, columns, periods = 'edge', ('edge_coordinate',), {'light': 100, 'default': 25, 'full': 10}
@@ -170,10 +171,10 @@ class Criticality(Sense):
         if not scene.activations().hidden: raise NotAvailable('the model has no list of blocks whose output could be read')
         return dict(criticality=structure.criticality(scene.activations().hidden[-1]).ratio.cpu().numpy())
 
-# %% ../../nbs/regime/39a_monitor.ipynb #c6267b5c
+# %% ../../nbs/regime/39a_monitor.ipynb #fb9f66c5
 class Noise(Sense):
     "tr(Sigma) / |G|^2 in windows, from up to eight parts of the batch, and g^T H g / |g|^2; three gradients of the batch."
-    name, columns, periods = 'noise', ('noise_scale', 'batch_sharpness'), {'default': 100, 'full': 50}
+    name, columns, periods = 'noise', ('noise_scale', 'batch_sharpness'), {'default': 250, 'full': 50}
     def __init__(self, lanes):
         super().__init__(lanes)
         self.scale = curvature.NoiseScale(lanes)
@@ -232,7 +233,7 @@ class Twins(Sense):
         found = twins(scene.engine, scene.state, scene.fresh_batch, scene.decisions)
         return dict(lyapunov=found.exponent, lyapunov_low=found.low, lyapunov_high=found.high)
 
-# %% ../../nbs/regime/39a_monitor.ipynb #f2d0dbbe
+# %% ../../nbs/regime/39a_monitor.ipynb #a6ca9fcc
 class Series(Sense):
     "Entropies, early warnings and modes of the last 512 losses."
     name, periods = 'series', {'light': 500, 'default': 100, 'full': 50}
@@ -257,10 +258,10 @@ class Forecast(Sense):
         before = (scene.area - rates.sum(1))[:, None]
         return dict(forecast_disagreement=disagreement(losses, rates, self.horizon, start=scene.state.step - losses.shape[1], area=before))
 
-# %% ../../nbs/regime/39a_monitor.ipynb #187f0580
+# %% ../../nbs/regime/39a_monitor.ipynb #884139d4
 SENSES = {kind.name: kind for kind in (EveryStep, Activity, Edge, Ranks, Criticality, Noise, Series, Forecast, Curvature, Spectrum, Twins)}
 
-# %% ../../nbs/regime/39a_monitor.ipynb #a3b3e1bc
+# %% ../../nbs/regime/39a_monitor.ipynb #4c198982
 BUDGETS = {'light': 0.03, 'default': 0.1, 'full': 1.0}
 
 class Ledger:
@@ -280,6 +281,9 @@ class Ledger:
         self.trained, self.spent = self.trained + seconds, self.spent + sensing
         self.step_seconds = seconds if self.step_seconds is None else 0.95 * self.step_seconds + 0.05 * min(seconds, 5 * self.step_seconds)
 
+    @property
+    def affordable(self) -> bool: "Whether all sensing so far has stayed within the budget; what is due waits until it has."; return self.spent <= self.budget * self.trained
+
     def cost(self, sense: str) -> float: "Median seconds of a reading."; return float(np.median(self.seconds[sense])) if sense in self.seconds else 0.0
 
     def shares(self, periods: dict[str, int]) -> dict[str, float]: # sense -> share of the training time
@@ -295,7 +299,7 @@ class Ledger:
         rest = sum(self.cost(s) / period for s, period in periods.items() if period > 1) / self.step_seconds
         self.stretch = max(1.0, rest / (self.budget - always / self.every))
 
-# %% ../../nbs/regime/39a_monitor.ipynb #e3265b50
+# %% ../../nbs/regime/39a_monitor.ipynb #43bd14be
 def check_periods(config: MonitorConfig) -> dict[str, int]: # sense -> steps
     "The periods of a configuration. Raises `BadInput` for a sense that there is not."
     for name in config.periods:
@@ -322,13 +326,13 @@ class Monitor(Callback):
         self.senses = {name: SENSES[name](lanes) for name in self.periods if name not in self.off}
         self.index, self.features, self.belief = UncertaintyIndex(self.index_config, lanes), Features(lanes), Belief(self.model, lanes)
         self.history, self.area = History(512, lanes, 3), np.zeros(lanes)
-        self.due = {name: trainer.state.step + (period - 1) for name, period in self.periods.items()}
+        self.due = {name: trainer.state.step + (0 if period == 1 else max(period, 20) - 1) for name, period in self.periods.items()}
         self.trained, self.watched = trainer.seconds, trainer.engine.watching_seconds
         if self.saved: self._recall(self.saved)
 
     def on_train_end(self, trainer, journal, status): self._report(trainer, journal)
 
-# %% ../../nbs/regime/39a_monitor.ipynb #fa6fd55b
+# %% ../../nbs/regime/39a_monitor.ipynb #acaaf41e
 from fastcore.basics import patch
 
 PARTS, JUDGEMENT = ('index', 'features', 'belief', 'history'), 'index_and_regimes' # the latter is what the ledger calls their cost
@@ -351,18 +355,29 @@ def _recall(self: Monitor, state):
     self.off, self.area = dict(state['off']), np.array(state['area'])
     self.due |= {name: step for name, step in state['due'].items() if name in self.due}
 
-# %% ../../nbs/regime/39a_monitor.ipynb #4a11c101
+# %% ../../nbs/regime/39a_monitor.ipynb #6cd901b6
+@contextmanager
+def one_thread():
+    "Small tensors are read quicker without the meeting of threads."
+    threads = torch.get_num_threads()
+    if threads > 1: torch.set_num_threads(1)
+    try: yield
+    finally:
+        if threads > 1: torch.set_num_threads(threads)
+
 @patch
 def columns(self: Monitor, trainer: Trainer, journal: Journal) -> dict[str, list]:
     "What was sensed of the step just taken."
     if not self.senses: return {}
     step, began, watching = trainer.state.step - 1, time.perf_counter(), trainer.engine.watching_seconds
-    scene, found, reading, due = self._scene(trainer), {}, 0.0, [name for name in self.senses if step >= self.due[name]]
-    for name in due:
-        started = time.perf_counter()
-        found |= self._read(name, scene, step, trainer, journal)
-        reading += (took := time.perf_counter() - started)
-        self.ledger.note(name, took)
+    scene, found, reading = self._scene(trainer), {}, 0.0
+    due = [name for name in self.senses if step >= self.due[name] and (self.periods[name] in (1, NEVER) or self.ledger.affordable)]
+    with one_thread():
+        for name in due:
+            started = time.perf_counter()
+            found |= self._read(name, scene, step, trainer, journal)
+            reading += (took := time.perf_counter() - started)
+            self.ledger.note(name, took)
     if JUDGEMENT not in self.off and ('every_step' in due or 'every_step' not in self.senses): found |= self._judge(scene, found, step, trainer, journal)
     watched, self.watched = watching - self.watched, watching # by the engine, inside its step
     self.ledger.note(JUDGEMENT, time.perf_counter() - began - reading + watched)
@@ -402,7 +417,7 @@ def _switch_off(self: Monitor, name, step, journal, problem):
     self.senses.pop(name, None)
     journal.event('sense_unavailable' if known else 'sense_failed', step, sense=name, reason=self.off[name])
 
-# %% ../../nbs/regime/39a_monitor.ipynb #e59aa75d
+# %% ../../nbs/regime/39a_monitor.ipynb #55a6ff65
 @patch
 def _judge(self: Monitor, scene, found, step, trainer, journal) -> dict:
     seen, read = scene.observed, found.get

@@ -124,20 +124,23 @@ def step(self: Tile, decisions: list[Decision], # one a lane of the tile
     before = self.arena('before', *self.parameters.shape).copy_(self.parameters) if watching else None
     clip = [self._update(lane, d, n) if math.isfinite(l + n) else self._freeze(lane, step) for lane, (d, l, n) in enumerate(zip(decisions, loss.tolist(), total.tolist()))]
     clip = torch.tensor(clip, dtype=torch.float64)
-    return Observation(loss, token_losses, norms, clip, self._movement(before, clip, [not (batch.spike or d.regularisation or d.loss not in (None, 'cross_entropy')) for d in decisions]) if watching else None)
+    return Observation(loss, token_losses, norms, clip, self._movement(before, norms, clip, [not (batch.spike or d.regularisation or d.loss not in (None, 'cross_entropy')) for d in decisions]) if watching else None)
 
 # %% ../../nbs/training/17_stacked.ipynb #26586270
 @patch
-def _movement(self: Tile, before, clip, plain) -> Movement:
-    "From the parameters before the step; the gradients are as the update used them, clipped."
-    began, g, last, delta = time.perf_counter(), self.gradients, self.last_gradients, self.arena('delta', *before.shape)
+def _movement(self: Tile, before, norms, clip, plain) -> Movement:
+    "From the parameters before the step and the gradient's norms; the gradients are as the update used them, clipped."
+    began, g, delta = time.perf_counter(), self.gradients, self.arena('delta', *before.shape)
     torch.sub(self.parameters, before, out=delta)
-    dot = lambda a, b: torch.linalg.vecdot(a, b).cpu().double()
-    along = torch.where(torch.tensor(plain), dot(g, delta) / clip, math.nan)
-    cosine = torch.full_like(clip, math.nan) if last is None else dot(g, last) / (dot(g, g) * dot(last, last)).sqrt()
-    unsound = ~torch.isfinite(torch.linalg.vector_norm(g, dim=1))
-    nonfinite = (~torch.isfinite(g)).sum(1).cpu().double() if unsound.any() else torch.zeros_like(clip)
-    self.last_gradients = g.clone() if last is None else last.copy_(g)
+    dot = lambda a, b: torch.stack([torch.dot(x, y) for x, y in zip(a, b)]).cpu().double() # quicker than `vecdot`
+    size, finite = norms.norm(dim=1) * clip, torch.isfinite(norms.sum(1))
+    along, cosine = torch.where(torch.tensor(plain), dot(g, delta) / clip, math.nan), torch.full_like(clip, math.nan)
+    if self.last_gradients is None: self.last_gradients = g.clone()
+    else:
+        cosine = dot(g, self.last_gradients) / (size * self.last_size)
+        self.last_gradients.copy_(g)
+    self.last_size = size
+    nonfinite = torch.zeros_like(clip) if finite.all() else (~torch.isfinite(g)).sum(1).cpu().double()
     moved = Movement(self._norms(before), self._norms(delta), along, cosine, nonfinite)
     self.watched = time.perf_counter() - began
     return moved
