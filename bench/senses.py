@@ -1,17 +1,86 @@
-"The Lyapunov exponent of a series beside the packages people use for it."
+"What the senses cost: a series' exponent beside the packages people use for it, the monitor beside plain training, the sharpness."
 import math
+import statistics
+import tempfile
 import time
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 
 from bench.rows import Row, side_by_side
 from sdalab.regime.chaos import estimate, permutation_entropy, sample_entropy, zero_one_test
+from sdalab.regime.curvature import sharpness
 from sdalab.regime.early_warning import early_warning
 from sdalab.regime.modes import hankel_dmd
+from sdalab.regime.monitor import NEVER, SENSES, Monitor
 from sdalab.regime.systems import logistic, orbit
+from sdalab.training.configuration import MonitorConfig, load_config
+from sdalab.training.corpus import Batch
+from sdalab.training.inside import look_inside
+from sdalab.training.train import Trainer, open_journal
 
 SAMPLES, SEEDS, WINDOW = 2000, 50, 512
+
+
+LARGER = ["model.width=128", "model.inner_width=128", "model.hidden_width=512", "model.depth=4", "model.heads=4"]  # 0.8 million parameters
+
+
+def sense_rows():
+    "All of it."
+    yield from series_rows()
+    for name, changes, bound in (("edge-95k", [], 5), ("0.8 M parameters", LARGER, 3)):
+        alone = MonitorConfig(budget=1e3, periods={sense: NEVER for sense in SENSES if sense != "every_step"})
+        yield overhead_row(f"every-step bundle, {name}, 16x64 tokens", changes, alone, f"<= {bound}")
+    yield overhead_row("default monitor in all, edge-95k", [], MonitorConfig(), "<= 10")
+    yield overhead_row("light monitor in all, edge-95k", [], MonitorConfig(preset="light"), "<= 3")
+    yield sharpness_row()
+
+
+def overhead_row(name: str, changes: list[str], monitor: MonitorConfig, target: str, blocks: int = 12, steps: int = 50) -> Row:
+    "Per cent that sensing adds to a step: blocks of steps in turns, with and without, and the median of their ratios."
+    with tempfile.TemporaryDirectory() as folder:
+        plain, sensed = (Trainer(load_config("edge-95k", changes, steps=10**6, threads=1)) for _ in range(2))
+        ratios = []
+        with open_journal(sensed, Path(folder) / "run") as journal:
+            sensed.callbacks = [Monitor(monitor)]
+            sensed.nodes = [journal.node(0)]
+            sensed.callbacks[0].on_train_begin(sensed, journal)
+            for block in range(blocks + 4):
+                times = []
+                for trainer in (plain, sensed):
+                    start = time.perf_counter()
+                    for _ in range(steps):
+                        trainer.step()
+                        for callback in trainer.callbacks:
+                            callback.columns(trainer, journal)
+                    times.append(time.perf_counter() - start)
+                if block >= 4:  # the first readings warm up, and the index begins to speak
+                    ratios.append((times[1], times[0]))
+    extra = 100 * (sum(t for t, _ in ratios) / sum(t for _, t in ratios) - 1)
+    spread = [100 * (a / b - 1) for a, b in ratios]
+    quartiles = statistics.quantiles(spread, n=4)
+    step = 1e3 * statistics.median(t for _, t in ratios) / steps
+    return Row(name, extra, "% of a step", f"plain step {step:.1f} ms", None, f"blocks of {steps} steps: quartiles {quartiles[0]:.1f} to {quartiles[2]:.1f} %", target)
+
+
+def sharpness_row() -> Row:
+    "Error of lambda_max after eight products, from the vector of ten steps before, on four windows."
+    trainer = Trainer(load_config("edge-95k", threads=1))
+    for _ in range(200):
+        trainer.step()
+    probe, errors, vector = trainer.corpus.batch(0, 0, "probe"), [], None
+    batch = Batch(probe.inputs[:4], probe.targets[:4])
+    for _ in range(5):
+        inside = look_inside(trainer.engine, trainer.state)
+        at, gradient = inside.parameters().double(), lambda p: inside.gradient(batch, p)
+        base = gradient(at)[1]
+        found, truth = sharpness(gradient, at, vector, 8, base=base), sharpness(gradient, at, vector, 24, base=base)
+        errors.append(100 * abs(found.largest.item() / truth.largest.item() - 1))
+        vector = found.vector
+        for _ in range(10):
+            trainer.step()
+    return Row("lambda_max of edge-95k by 8 products, warm", statistics.median(errors[1:]), "% off", f"24 products; cold: {errors[0]:.2g} %", None, f"largest of 4: {max(errors[1:]):.2g} %", "<= 0.1")
 
 
 def series_rows():
