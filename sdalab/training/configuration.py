@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 import yaml
 from pydantic import Field
-from ..checked import BadInput, Checked, data_file, nearest
+from ..checked import BadInput, Checked, build_named, data_file, nearest
 from ..decisions.model import Policy
 from ..decisions.schedules import SCHEDULES
 from .corpus import Corpus, CorpusConfig
@@ -56,7 +56,7 @@ class MonitorConfig(Checked):
         for sense, period in self.periods.items():
             if period < 1: raise ValueError(f"periods.{sense} = {period}: should be 1 or more steps; to leave the sense out take one beyond the end of the run")
 
-# %% ../../nbs/training/19_configuration.ipynb #5ddcfb88
+# %% ../../nbs/training/19_configuration.ipynb #165a59b7
 class TrainConfig(Checked):
     "Everything about a run."
     name: str = Field('run', max_length=100, description="the run's folder: letters, digits, '_', '-', '.'")
@@ -115,11 +115,7 @@ class TrainConfig(Checked):
 def build_policy(entry: dict, # `name`, and the settings of that schedule
                 ) -> Policy:
     "The policy that a configuration names. Raises `BadInput` for an unknown name or setting."
-    settings = dict(entry)
-    name = settings.pop('name', None)
-    if not isinstance(name, str) or name not in SCHEDULES: raise BadInput(f"policy.name = {name!r}: {nearest(name, SCHEDULES)}")
-    try: return SCHEDULES[name](**settings)
-    except BadInput as e: raise BadInput(f"policy.{e}") from None
+    return build_named('policy', entry, SCHEDULES)
 
 # %% ../../nbs/training/19_configuration.ipynb #ebd4a0e4
 def as_entries(config: TrainConfig) -> dict:

@@ -14,7 +14,7 @@ import zlib
 from typing import ClassVar, NamedTuple
 import numpy as np, torch
 from pydantic import Field
-from ..checked import BadInput, Checked, nearest
+from ..checked import BadInput, Checked, build_named
 from ..decisions.model import Decision
 from .corpus import Batch, Corpus, Spike, as_batch, philox, shuffled_step
 
@@ -169,11 +169,7 @@ STRESSORS = {kind.name: kind for kind in (RareTokens, LongSequences, Artefacts, 
 def build_stressor(entry: dict, # `name`, and the settings of that stressor
                   ) -> Stressor:
     "The stressor that a configuration names. Raises `BadInput` for an unknown name or setting."
-    settings = dict(entry)
-    name = settings.pop('name', None)
-    if not isinstance(name, str) or name not in STRESSORS: raise BadInput(f"stressors.name = {name!r}: {nearest(name, STRESSORS)}")
-    try: return STRESSORS[name](**settings)
-    except BadInput as e: raise BadInput(f"stressors.{name}.{e}") from None
+    return build_named('stressors', entry, STRESSORS)
 
 class Stress(NamedTuple):
     "What training meets at one step."
