@@ -176,7 +176,7 @@ def commands(self: Run) -> pd.DataFrame: # oldest first
 
 @patch
 def send(self: Run, kind: str, # one of COMMANDS
-         payload: dict | None = None, # plain JSON: for decide the decision, for pin the step and the words
+         payload: dict | None = None, # plain JSON: for decide the decision, for sense the senses, for pin the step and the words
          node: int | None = None, # None: the whole run
          expires_s: float = 30.0, # seconds within which the run must have begun to act on it
         ) -> int: # number of the command, for `command`

@@ -148,6 +148,7 @@ class Edge(Sense):
     "c = 2 (1 - (L(theta + Delta) - L(theta)) / g.Delta) on the step's own batch; one forward pass, about 30 % of a step."
     name, columns, periods = 'edge', ('edge_coordinate',), {'light': 100, 'default': 25, 'full': 10}
     def read(self, scene):
+        if scene.inside.dropout: raise NotAvailable('the loss of a step is one with dropout, and cannot be compared with the loss after it')
         moved = scene.observed.movement
         if moved is None or moved.gradient_dot_update.isnan().all(): raise NotYet
         return dict(edge_coordinate=curvature.edge_coordinate(scene.observed.loss, scene.inside.losses(scene.batch).cpu(), moved.gradient_dot_update).numpy())

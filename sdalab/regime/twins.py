@@ -80,9 +80,9 @@ def twins(engine: Engine, state: State, # stays as it is
     lanes, growth = list(range(len(state.seeds))), []
     weights = [t for t, step in zip(moving(state), is_weight(state)) if step]
     size = TWIN_DISTANCE[weights[0].dtype] * sum(t.double().flatten(1).square().sum(1) for t in weights).sqrt() if size is None else torch.full((len(lanes),), size, dtype=torch.float64)
-    watching, engine.watching = engine.watching, False
     reference, twin = state.take(lanes), state.take(lanes)
     _separate(reference, twin, size, torch.Generator().manual_seed(0))
+    watching, engine.watching = engine.watching, False
     try:
         for round in range(burn_in + rounds):
             for i in range(every):

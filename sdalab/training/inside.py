@@ -61,6 +61,7 @@ def overheard(decoder: BoundDecoder, # of one window
 class StackedInside:
     "The inside of the stacked engine's lanes."
     fine = torch.float64 # precision for differences of gradients: kinks of a ReLU spoil those of float32
+    dropout = False
     def __init__(self, engine: StackedEngine, state: LaneState):
         self.engine, self.state = engine, state
         self.groups = engine.decoder.layout.groups # name -> where it lies in a row
@@ -134,6 +135,9 @@ class ModuleInside:
         for group in state.optimizer.param_groups:
             size = sum(p.numel() for p in group['params'])
             self.groups[group.get('group', str(len(self.groups)))], end = slice(end, end + size), end + size
+
+    @property
+    def dropout(self) -> bool: "Whether training leaves out activations at random, so that its losses are not those of `losses`."; return any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in self.state.model.modules())
 
     def parameters(self) -> Tensor: "[1, P], a copy."; return torch.cat([p.detach().flatten() for p in parameters_of(self.state)])[None]
 

@@ -12,6 +12,7 @@ __all__ = ['PATTERNS', 'SIZES', 'parameter_group', 'ModuleConfig', 'check_module
 import copy, inspect, itertools, math, re, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from weakref import WeakKeyDictionary
 import torch
 from pydantic import Field
@@ -104,6 +105,9 @@ class ModuleState:
     frozen_at: Tensor # [1] int64
     step: int = 0
     observed: Observation | None = None
+
+    @cached_property
+    def groups(self) -> dict[nn.Parameter, str]: "Parameter -> the group that its name says."; return {p: parameter_group(name) for name, p in self.model.named_parameters()}
 
     def tensors(self) -> dict[str, Tensor]:
         "Parameters and buffers as `model.NAME`, moments as `optimizer.NAME.KEY`, and the rest. A tied tensor is there once."
@@ -240,10 +244,11 @@ def parameters_of(state: ModuleState) -> list[nn.Parameter]:
 def norms_by_group(state: ModuleState, tensor_of, # parameter -> its tensor, or None
                   ) -> Tensor: # [G] float64; a group without tensors has norm 0
     "The Euclidean norm of each group's tensors."
-    norms = torch.zeros(len(GROUPS), dtype=torch.float64)
-    for group in state.optimizer.param_groups:
-        held = [t for p in group['params'] if (t := tensor_of(p)) is not None]
-        if held: norms[GROUPS.index(group['group'])] = torch.nn.utils.get_total_norm(held).cpu().double()
+    norms, held = torch.zeros(len(GROUPS), dtype=torch.float64), {group: [] for group in GROUPS}
+    for p in parameters_of(state):
+        if (t := tensor_of(p)) is not None: held[state.groups[p]].append(t)
+    for at, tensors in enumerate(held.values()):
+        if tensors: norms[at] = torch.nn.utils.get_total_norm(tensors).cpu().double()
     return norms
 
 @patch
@@ -305,8 +310,7 @@ def quiet(model: nn.Module):
 @torch.no_grad()
 def evaluate(self: ModuleEngine, state: ModuleState, batch: Batch) -> Tensor: # [1, B, T]
     "Cross-entropy of every token; dropout is off."
-    batch = batch.to(self.device)
-    with quiet(state.model): return self._losses(state.model, batch.inputs, batch.targets)[0][None]
+    with quiet(state.model): return torch.cat([self._losses(state.model, inputs, targets)[0] for inputs, targets, _ in self._pieces(batch.to(self.device))])[None]
 
 @patch
 def gradient(self: ModuleEngine, state: ModuleState, batch: Batch) -> tuple[Tensor, Tensor]: # [1] float64, [1, P]

@@ -85,6 +85,9 @@ class Trainer:
                     characters_per_token=c.characters_per_token, unigram_loss=c.unigram_loss))
 
     @property
+    def tokens(self) -> int: "That one lane was trained on."; return self.state.step * self.config.rows * self.config.context
+
+    @property
     def alive(self) -> np.ndarray: "[L] which lanes are not frozen."; return self.state.frozen_at.numpy() < 0
 
     def settings(self, lane: int) -> dict:
@@ -130,7 +133,7 @@ def _columns(self: Trainer, decisions, seconds):
         learning_rate=[r[0] if (r == r[0]).all() else None for r in rates],
         **{f'learning_rate_{g}': rates[:, i].tolist() for i, g in enumerate(GROUPS)},
         **{f'gradient_norm_{g}': norms[:, i].tolist() for i, g in enumerate(GROUPS)},
-        tokens=[self.state.step * self.config.rows * self.config.context] * n,
+        tokens=[self.tokens] * n,
         frozen=(~self.alive).astype(int).tolist(), step_seconds=[seconds] * n)
 
 @patch
@@ -322,7 +325,7 @@ def _progress(self: Trainer, journal, until):
     if self.fork: return # the run's progress is that of its main line
     done, lanes = self.state.step, len(self.nodes)
     rate = (done - self.begun_at) / self.seconds if self.seconds else 0.0
-    journal.progress(step=done, steps_per_second=rate, tokens_per_second=rate * lanes * self.config.rows * self.config.context,
+    journal.progress(step=done, steps_per_second=rate, tokens_per_second=rate * lanes * self.tokens / done if done else 0.0,
                      seconds_left=(until - done) / rate if rate else None)
 
 # %% ../../nbs/training/20_train.ipynb #fa6e33d3
