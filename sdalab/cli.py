@@ -149,14 +149,14 @@ def sense_command(
     run = find_run(name, root)
     chosen = senses or [sense for sense in run.progress().get('monitor', {}).get('senses', {}) if sense in SENSES]
     ask(run, 'sense', dict(senses=chosen))
-    wanted, asked_at, rows = [column for sense in chosen for column in SENSES[sense].columns], run.progress().get('step', 0), pd.DataFrame()
-    for _ in range(300):
-        seen = run.signals(wanted, first=asked_at).to_dataframe().reset_index()
-        rows = seen.dropna(subset=wanted, how='all')
-        if len(rows) or not run.status() in ('running', 'paused'): break
+    wanted, asked_at, deadline = [column for sense in chosen for column in SENSES[sense].columns], run.progress().get('step', 0), time.monotonic() + 60
+    while True:
+        seen = run.signals(wanted, first=asked_at).to_dataframe().dropna(subset=wanted, how='all').reset_index()
+        silent = [sense for sense in chosen if seen[list(SENSES[sense].columns)].isna().all(axis=None)]
+        if not silent or time.monotonic() > deadline or run.status() not in ('running', 'paused'): break
         time.sleep(0.2)
-    if not len(rows): raise BadInput(f"sense: {name} has written no such reading; `sdalab runs show {name}` says which senses are off, and why")
-    out.print(table(rows.groupby('node').tail(1).drop(columns='node').dropna(axis=1, how='all'), f'{name}: latest readings'))
+    if len(seen): out.print(table(seen.groupby('node').last().dropna(axis=1, how='all'), f'{name}: latest readings'))
+    if silent: raise BadInput(f"sense = {', '.join(silent)}: {name} has written no such reading; `sdalab runs show {name}` says which senses are off, and why")
 
 @runs_app.command('list')
 def list_command(root: RootOption = ROOT):

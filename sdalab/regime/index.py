@@ -9,6 +9,7 @@ __all__ = ['Weights', 'IndexConfig', 'load_index', 'IndexRecord', 'UncertaintyIn
 
 # %% ../../nbs/regime/38_index.ipynb #59420390
 from typing import Literal, NamedTuple
+from pathlib import Path
 import numpy as np
 import yaml
 from pydantic import Field
@@ -52,12 +53,14 @@ class IndexConfig(Checked):
         if self.warmup > self.window: raise BadInput(f"warmup = {self.warmup}: should be at most the window, {self.window}")
 
 # %% ../../nbs/regime/38_index.ipynb #b49ca248
-def load_index(name: str = 'document', # of a setting in data/uncertainty_config.yaml
+def load_index(name: str = 'document', # of a setting in data/uncertainty_config.yaml, or a YAML file with the fields of one
               ) -> IndexConfig:
-    "A setting that ships with the lab. Raises `BadInput` for an unknown name."
+    "A setting that ships with the lab, or one of your own. Raises `BadInput` for an unknown name, or a file that holds none."
     known = yaml.safe_load(data_file('uncertainty_config.yaml').read_text(encoding='utf-8'))
-    if name not in known: raise BadInput(f"index = {name!r}: {nearest(name, known)}")
-    return IndexConfig(**known[name])
+    if name in known: return IndexConfig(**known[name])
+    if not Path(name).is_file(): raise BadInput(f"index = {name!r}: neither a file nor a setting; {nearest(name, known)}")
+    try: return IndexConfig(**yaml.safe_load(Path(name).read_text(encoding='utf-8')))
+    except (yaml.YAMLError, TypeError, UnicodeDecodeError) as problem: raise BadInput(f"index = {name!r}: should hold 'field: value' lines ({' '.join(str(problem).split())})") from None
 
 # %% ../../nbs/regime/38_index.ipynb #7c1b5b33
 class IndexRecord(NamedTuple):

@@ -317,6 +317,7 @@ class Monitor(Callback):
         self.index_config, self.model = load_index(config.index), load_regimes()
         self.ledger = Ledger(config.budget or BUDGETS.get(config.preset, 0.1))
         self.senses, self.off, self.due, self.saved = {}, {}, {}, None
+        self.asked = set() # senses that somebody wants to be read now, whatever the budget says
 
     def on_train_begin(self, trainer, journal):
         "Set up for the trainer's lanes, or go on from what was saved."
@@ -372,11 +373,12 @@ def columns(self: Monitor, trainer: Trainer, journal: Journal) -> dict[str, list
     if not self.senses: return {}
     step, began, watching = trainer.state.step - 1, time.perf_counter(), trainer.engine.watching_seconds
     scene, found, reading = self._scene(trainer), {}, 0.0
-    due = [name for name in self.senses if step >= self.due[name] and (self.periods[name] in (1, NEVER) or self.ledger.affordable)]
+    due = [name for name in self.senses if step >= self.due[name] and (self.periods[name] == 1 or name in self.asked or self.ledger.affordable)]
     with one_thread():
         for name in due:
             started = time.perf_counter()
             found |= self._read(name, scene, step, trainer, journal)
+            self.asked.discard(name)
             reading += (took := time.perf_counter() - started)
             self.ledger.note(name, took)
     judged, watched, self.watched = JUDGEMENT not in self.off and ('every_step' in due or 'every_step' not in self.senses), watching - self.watched, watching # by the engine, inside its step
@@ -469,6 +471,7 @@ def on_command(self: Monitor, trainer: Trainer, journal: Journal, command):
         if name not in self.senses: self.senses[name] = SENSES[name](len(trainer.lanes))
         self.periods.setdefault(name, NEVER)
         self.due[name] = trainer.state.step
+        self.asked.add(name)
 
 def senses(config: TrainConfig) -> list[Callback]:
     "The callbacks of a configuration's monitor, for `train` and `branch`."
