@@ -205,6 +205,7 @@ class Curvature(Sense):
         self.plain, self.stretched = plain.vector, stretched.vector
         return dict(sharpness=plain.largest.cpu().numpy(), preconditioned_sharpness=stretched.largest.cpu().numpy())
 
+# %% ../../nbs/regime/39a_monitor.ipynb #bb2f6837
 class Spectrum(Sense):
     "Trace of the Hessian with its standard error, and quantiles of its spectrum; about a hundred gradients."
     name, columns, periods = 'spectrum', ('hessian_trace', 'hessian_trace_error'), {'full': 5000}
@@ -450,6 +451,7 @@ def _tell_regimes(self: Monitor, before, step, trainer, journal):
     for lane in np.flatnonzero((before != self.belief.regime) & trainer.alive):
         journal.event('regime', step, trainer.nodes[lane], **{'from': REGIMES[before[lane]], 'to': REGIMES[self.belief.regime[lane]]}, probability=_plain(self.belief.probability[lane, self.belief.regime[lane]]))
 
+# %% ../../nbs/regime/39a_monitor.ipynb #01ba961e
 @patch
 def _report(self: Monitor, trainer, journal):
     "The running cost, for the page and the command line."

@@ -66,6 +66,7 @@ def _draw_back(reference: State, twin: State, share: Tensor): # [L] of the way t
         b.copy_(a + _by_lane(share, a).to(a.dtype) * (b - a))
         if nonnegative: b.clamp_(min=0)
 
+# %% ../../nbs/regime/34a_twins.ipynb #a0fb07c5
 def twins(engine: Engine, state: State, # stays as it is
           batch_at: Callable[[int], Batch], # of steps counted from 0
           decisions: Decision | list[Decision] = Decision(), # in force all the time

@@ -58,6 +58,7 @@ def overheard(decoder: BoundDecoder, # of one window
     seen.logits = decoder.logits.value.clone()
     return seen
 
+# %% ../../nbs/training/21_inside.ipynb #5169034d
 class StackedInside:
     "The inside of the stacked engine's lanes."
     fine = torch.float64 # precision for differences of gradients: kinks of a ReLU spoil those of float32
@@ -127,6 +128,7 @@ def is_activation(module: nn.Module) -> bool:
     "Whether a module is one of transformers' own activation functions; PyTorch's are overheard as functions."
     return type(module).__module__ == 'transformers.activations'
 
+# %% ../../nbs/training/21_inside.ipynb #a165735c
 class ModuleInside:
     "The inside of the one lane of the module engine."
     lanes, fine = 1, torch.float32
