@@ -154,7 +154,7 @@ def test_a_forked_child_neither_writes_nor_keeps_the_lock(tmp_path):
 # a full disk
 
 def fill_up(journal, node, steps, first=0):
-    for step in range(first, first + steps): journal.steps(step, [node], {name: [step / 7] for name in signal_columns()})
+    for step in range(first, first + steps): journal.steps(step, [node], {name: [step / 7] for name in signal_columns('signals')})
 
 def limit_size(journal, pages):
     with journal._using_db: return journal._disk.db.execute(f'PRAGMA max_page_count = {pages}').fetchone()[0]

@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 from ..checked import BadInput, Checked, nearest
-from .index import IndexConfig, UncertaintyIndex, load_index
+from .uncertainty import IndexConfig, UncertaintyIndex, load_index
 from .running import Lanes, Window
 from ..training.corpus import philox
 

@@ -21,7 +21,7 @@ from . import curvature, structure
 from .chaos import permutation_entropy, sample_entropy
 from .early_warning import early_warning
 from .forecast import disagreement
-from .index import UncertaintyIndex, load_index
+from .uncertainty import UncertaintyIndex, load_index
 from .modes import hankel_dmd
 from .regimes import REGIMES, Belief, Features, History, load_regimes
 from .running import Average, Window
