@@ -9,6 +9,7 @@ __all__ = ['DETECTORS', 'Detector', 'alarms', 'merge', 'MedianJump', 'SpikeScore
            'DocumentIndex', 'RobustIndex', 'LossZ', 'GradientNormZ', 'ConstantHazard', 'detector']
 
 # %% ../../nbs/regime/38a_detectors.ipynb #b5d42662
+from abc import ABC, abstractmethod
 from typing import ClassVar
 import numpy as np
 from pydantic import Field
@@ -18,7 +19,7 @@ from .running import Lanes, Window
 from ..training.corpus import philox
 
 # %% ../../nbs/regime/38a_detectors.ipynb #09e6c9d9
-class Detector(Lanes):
+class Detector(Lanes, ABC):
     "A rule that fires. A subclass names its `Settings`, sets up its memory in `prepare` and judges a step in `judge`."
     Settings: ClassVar[type[Checked]] = Checked
 
@@ -31,11 +32,11 @@ class Detector(Lanes):
 
     def prepare(self, lanes: int) -> None: "Set up the memory."
 
+    @abstractmethod
     def judge(self, loss: np.ndarray, # [lanes]
               gradient_norm: np.ndarray | None, # [lanes]; none: not measured
              ) -> tuple: # (fired [lanes] bool, score [lanes])
         "Judge one step against the steps before it, and remember it."
-        raise NotImplementedError(f"{type(self).__name__} does not say how it judges")
 
     def update(self, loss, # [lanes], nats
                gradient_norm=None, # [lanes], global, before clipping; none: not measured

@@ -11,6 +11,7 @@ __all__ = ['SENSES', 'BUDGETS', 'PARTS', 'JUDGEMENT', 'WATCHERS', 'NEVER', 'Scen
 
 # %% ../../nbs/regime/39a_monitor.ipynb #0b3306ef
 import math, time
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Callable, ClassVar
@@ -68,13 +69,14 @@ class Scene:
 class NotYet(Exception):
     "Too early in the run; asked again next time."
 
-class Sense:
+class Sense(ABC):
     "Something that is read. A subclass says what it fills, how often, and how."
     name: ClassVar[str]
     columns: ClassVar[tuple[str, ...]] # of the journal
     periods: ClassVar[dict[str, int]] # preset -> steps between readings; a preset that is not there leaves it out
     def __init__(self, lanes: int): self.lanes = lanes
-    def read(self, scene: Scene) -> dict: "column -> [L]; raises `NotAvailable` where this run has no such thing, `NotYet` where it is too early."; raise NotImplementedError
+    @abstractmethod
+    def read(self, scene: Scene) -> dict: "column -> [L]; raises `NotAvailable` where this run has no such thing, `NotYet` where it is too early."
     def profiles(self) -> dict: "name -> (axis, {key: [L]}) of the latest reading, for what is more than one number."; return {}
     def state_dict(self) -> dict: "All that it remembers, as plain data."; return {}
     def load_state_dict(self, state: dict): "Remember it again."
@@ -356,6 +358,7 @@ def _recall(self: Monitor, state):
         if name in state['senses']: sense.load_state_dict(state['senses'][name])
     for part in PARTS: getattr(self, part).load_state_dict(state[part])
     self.off, self.area = dict(state['off']), np.array(state['area'])
+    self.senses = {name: sense for name, sense in self.senses.items() if name not in self.off}
     self.due |= {name: step for name, step in state['due'].items() if name in self.due}
 
 # %% ../../nbs/regime/39a_monitor.ipynb #03a45112
@@ -395,6 +398,7 @@ def columns(self: Monitor, trainer: Trainer, journal: Journal) -> dict[str, list
     if step % 100 == 99: self._report(trainer, journal)
     return {name: [float(v) for v in values] for name, values in found.items()}
 
+# %% ../../nbs/regime/39a_monitor.ipynb #80164873
 @patch
 def _scene(self: Monitor, trainer) -> Scene:
     seen, rates = trainer.state.observed, trainer.state.learning_rate.numpy().max(1) * np.array([d.learning_rate_scale for d in trainer.decisions])
