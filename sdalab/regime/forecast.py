@@ -6,14 +6,13 @@ Docs: https://sdalab.github.io/sdalab/regime/forecast.html.md"""
 
 # %% auto #0
 __all__ = ['FORECASTERS', 'Curve', 'thin', 'fit', 'persistence', 'exponential', 'power_law', 'learning_rate_law', 'delay_modes',
-           'forecasts', 'disagreement', 'Outlook']
+           'forecasts', 'disagreement']
 
 # %% ../../nbs/regime/37_forecast.ipynb #18ee732d
 from typing import NamedTuple
 import numpy as np
 from scipy.linalg import solve_banded
 from ..checked import BadInput, nearest
-from .running import Lanes, Window
 
 # %% ../../nbs/regime/37_forecast.ipynb #6e5a69c4
 class Curve(NamedTuple):
@@ -152,36 +151,3 @@ def disagreement(losses, learning_rates=None, horizon: int = 2000, **more, # as 
                 ) -> np.ndarray: # [lanes], nats
     "Standard deviation over the forecasts."
     return np.std(list(forecasts(losses, learning_rates, horizon, **more).values()), axis=0)
-
-# %% ../../nbs/regime/37_forecast.ipynb #ef844506
-class Outlook(Lanes):
-    "The memory behind an online forecast."
-    arrays, parts = ('steps', 'area'), ('losses', 'rates')
-
-    def __init__(self, window: int = 512, # values that the forecasts rest on
-                 horizon: int = 2000, # steps ahead
-                 lanes: int = 1):
-        self.horizon, self.losses, self.rates = horizon, Window(window, lanes), Window(window, lanes)
-        self.steps, self.area = np.zeros(lanes, dtype=int), np.zeros(lanes)
-
-    def update(self, loss, # [lanes], nats
-               learning_rate, # [lanes]
-              ) -> None:
-        "Take in one step."
-        learning_rate = np.broadcast_to(np.asarray(learning_rate, dtype=float), self.area.shape)
-        self.losses.update(loss)
-        self.rates.update(learning_rate, where=np.isfinite(loss))
-        self.steps, self.area = self.steps + 1, self.area + learning_rate
-
-    def forecasts(self, planned=None, # [horizon] or [lanes, horizon], learning rates to come; none: as now
-                 ) -> dict[str, np.ndarray]: # name -> [lanes]
-        "The loss `horizon` steps ahead, by each forecaster; NaN where it is too early to say."
-        n = int(self.losses.count().max())
-        rates = np.nan_to_num(self.rates.ordered()[:, self.rates.size - n:])
-        before = (self.area - rates.sum(1))[:, None]
-        if planned is not None: rates = np.concatenate([rates, np.broadcast_to(planned, (len(rates), self.horizon))], axis=1)
-        return forecasts(self.losses.ordered()[:, self.losses.size - n:], rates, self.horizon, int(self.steps.max()) - n, before)
-
-    def disagreement(self, planned=None) -> np.ndarray: # [lanes], nats
-        "Standard deviation over the forecasts."
-        return np.std(list(self.forecasts(planned).values()), axis=0)
