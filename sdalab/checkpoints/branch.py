@@ -207,7 +207,7 @@ def find_fork(run: Run, parent: int, at: int, decisions: list[Decision]) -> int 
 
 def _standing(run, node) -> Decision: # in force after its first step
     decision = run.nodes().set_index('node').loc[node, 'decision']
-    return Decision(**decision).replace(momentum_reset=False, skip=False) if decision else Decision()
+    return Decision(**decision).lasting() if decision else Decision()
 
 # %% ../../nbs/checkpoints/45_branch.ipynb #07d7b7d4
 def branch(run_dir, at: int, # steps taken before the fork

@@ -108,7 +108,7 @@ def decide(self: Trainer) -> list[Decision]:
         signals = dict(loss=losses[lane], gradient_norm=norms[lane]) if seen else {}
         signals |= {name: values[lane] for name, values in self.sensed.items() if values[lane] is not None}
         decisions.append(policy.decide(Information(self.state.step, self.config.steps, self.numbers[lane], signals)).compose(self.standing[lane]))
-    self.standing = [d.replace(momentum_reset=False, skip=False) if d.momentum_reset or d.skip else d for d in self.standing]
+    self.standing = [d.lasting() for d in self.standing]
     return decisions
 
 @patch
