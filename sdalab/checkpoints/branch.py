@@ -224,7 +224,7 @@ def branch(run_dir, at: int, # steps taken before the fork
     config = as_config(run.config)
     check_seconds(seconds)
     if not decisions: raise BadInput('decisions = []: give at least one future, such as --set lr_scale=0.8')
-    if len({d.data_order for d in decisions}) > 1: raise BadInput('data_order: futures that go together share their batches; branch once for each order')
+    if len({d.data for d in decisions}) > 1: raise BadInput('data_order, pass_over, data_seed: futures that go together share their batches; branch once for each choice')
     if steps is not None and steps < 1: raise BadInput(f"steps = {steps}: should be 1 or more")
     parent, along = parent_at(run, at, node)
     until = at + steps if steps is not None else config.steps

@@ -31,7 +31,8 @@ class Decision(Checked):
     reset_warmup: int = Field(0, ge=0, description='steps over which the learning rate comes back after the reset; 0: at once')
     beta2: float | None = Field(None, ge=0, lt=1, description='decay of the second moment; none: as configured')
     data_order: Literal['sequential', 'shuffle_block'] | None = Field(None, description='order of the coming batches, the same for all lanes; none: as it is')
-    pass_over: int = Field(0, ge=0, description='batches to leave out before the step, the same for all lanes')
+    pass_over: int = Field(0, ge=0, description='batches to leave out from here on, the same for all lanes')
+    data_seed: int | None = Field(None, ge=0, lt=2**63, description='draw batches, and trouble planted in them, from this seed, the same for all lanes; none: from the configured one')
     skip: bool = Field(False, description='look at the batch, but do not update')
     loss: LossName | None = Field(None, description='loss variant; none: cross-entropy')
     regularisation: float = Field(0.0, ge=0, description='strength s of an added penalty s/2 |theta|^2')
@@ -55,13 +56,19 @@ class Decision(Checked):
             beta2=self.beta2 if later.beta2 is None else later.beta2,
             data_order=later.data_order or self.data_order,
             pass_over=self.pass_over + later.pass_over,
+            data_seed=self.data_seed if later.data_seed is None else later.data_seed,
             skip=self.skip or later.skip,
             loss=later.loss or self.loss,
             regularisation=self.regularisation + later.regularisation)
 
     def lasting(self) -> 'Decision':
         "What of it stays in force after its first step."
-        return self.replace(momentum_reset=False, reset_warmup=0, pass_over=0, skip=False)
+        return self.replace(momentum_reset=False, reset_warmup=0, skip=False)
+
+    @property
+    def data(self) -> tuple:
+        "What it says of the coming batches; lanes that go together share it."
+        return self.data_order, self.pass_over, self.data_seed
 
     def changes(self) -> dict: # field -> value
         "What it asks for beyond the no-op, which asks for nothing."

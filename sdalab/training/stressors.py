@@ -178,12 +178,15 @@ class Stress(NamedTuple):
     begun: tuple[str, ...] # names of the stressors that act now and did not act one step before
 
 def stressed(stressors: list[Stressor], corpus: Corpus, seed: int, step: int, # what is drawn is a function of these two
-             order: int | None = None, # the step whose batch would come; none: this one
+             order: int | None = None, # the step whose batch would come; none: the one at `position`
+             position: int | None = None, # in the data, where batches were passed over; none: the step
             ) -> Stress:
     "The batch of a step under all stressors, in their order."
-    active = [s for s in stressors if s.active(seed, step)]
-    order, decision = step if order is None else order, Decision()
+    position = step if position is None else position
+    at = {s: position if type(s).batch is not Stressor.batch else step for s in stressors} # trouble in the data is passed over with it
+    active = [s for s in stressors if s.active(seed, at[s])]
+    order, decision = position if order is None else order, Decision()
     for stressor in active: order = stressor.order(seed, order) if type(stressor).order is not Stressor.order else order
     batch = corpus.batch(seed, order)
-    for stressor in active: batch, decision = stressor.batch(corpus, batch, seed, step), decision.compose(stressor.decision(step))
-    return Stress(batch, decision, tuple(s.name for s in active if not (step and s.active(seed, step - 1))))
+    for stressor in active: batch, decision = stressor.batch(corpus, batch, seed, at[stressor]), decision.compose(stressor.decision(step))
+    return Stress(batch, decision, tuple(s.name for s in active if not (at[s] and s.active(seed, at[s] - 1))))

@@ -114,9 +114,10 @@ def decide(self: Trainer) -> list[Decision]:
 @patch
 def step(self: Trainer) -> dict[str, list]: # the journal's columns, one value a lane
     "Decide, take the batch, step."
-    started, step, seed, decisions = time.perf_counter(), self.state.step, self.config.seed, self.decide()
-    shuffled = any(d.data_order == 'shuffle_block' for d, alive in zip(decisions, self.alive) if alive)
-    self.stress = stressed(self.stressors, self.corpus, seed, step, shuffled_step(seed, step) if shuffled else step)
+    started, step, decisions = time.perf_counter(), self.state.step, self.decide()
+    order, passed_over, seed = next((d.data for d, alive in zip(decisions, self.alive) if alive), Decision().data)
+    seed, position = self.config.seed if seed is None else seed, step + passed_over
+    self.stress = stressed(self.stressors, self.corpus, seed, step, shuffled_step(seed, position) if order == 'shuffle_block' else position, position)
     self.decisions = [d.compose(self.stress.decision) for d in decisions] if self.stress.decision.changes() else decisions
     self.state = self.engine.step(self.state, self.decisions, self.stress.batch)
     took = time.perf_counter() - started
@@ -235,7 +236,7 @@ def _redirect(self: Trainer, journal, decision, node):
     if self.plan: raise BadInput(f"decide: the run is still taking again what was decided up to step {self.plan[-1].step}; send it after that")
     open_nodes = [at for lane, at in enumerate(self.nodes) if self.alive[lane]]
     if node is not None and node not in open_nodes: raise BadInput(f"node = {node}: no lane is training it; open are {open_nodes}")
-    if node is not None and decision.data_order: raise BadInput(f"data_order = {decision.data_order!r}: lanes share their batches; send it without a node")
+    if node is not None and decision.data != Decision().data: raise BadInput(f"{', '.join(f'{k} = {v!r}' for k, v in decision.changes().items() if k in ('data_order', 'pass_over', 'data_seed'))}: lanes share their batches; send it without a node")
     for lane, at in enumerate(self.nodes):
         if node in (None, at) and self.alive[lane]:
             standing = self.standing[lane].compose(decision)
