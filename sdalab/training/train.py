@@ -39,7 +39,7 @@ def build_engine(config: TrainConfig, corpus: Corpus):
 def machine() -> dict:
     "What decides a result to the bit, beside the configuration."
     return dict(platform=platform.platform(), processor=platform.machine(), cores=os.cpu_count(), python=sys.version.split()[0], torch=torch.__version__,
-                numpy=np.__version__, transformers=version('transformers'), cpu_capability=torch.backends.cpu.get_cpu_capability(), threads=torch.get_num_threads(),
+                numpy=np.__version__, transformers=version('transformers'), cpu_capability=torch.backends.cpu.get_cpu_capability(), threads=torch.get_num_threads(), mkl_mode=os.environ.get('MKL_CBWR'),
                 gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None)
 
 # %% ../../nbs/training/20_train.ipynb #8f19180c
