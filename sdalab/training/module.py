@@ -6,12 +6,12 @@ Docs: https://sdalab.github.io/sdalab/training/module.html.md"""
 
 # %% auto #0
 __all__ = ['PATTERNS', 'SIZES', 'parameter_group', 'ModuleConfig', 'check_module', 'build_module', 'load_weights', 'drawing_from',
-           'ModuleState', 'ModuleEngine', 'usable_device', 'parameters_of', 'norms_by_group', 'quiet']
+           'ModuleState', 'ModuleEngine', 'usable_device', 'combine', 'parameters_of', 'norms_by_group', 'quiet']
 
 # %% ../../nbs/training/18_module.ipynb #b62a0703
 import copy, inspect, itertools, math, re, time
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from weakref import WeakKeyDictionary
 import torch
@@ -19,12 +19,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from ..checked import BadInput, Checked
 from ..decisions.model import Decision
+from .clipping import Gradients, Resetting, RobustClip, norms_of, whole
 from .corpus import Batch, philox
 from .decoder import GROUPS
 from .engine import Movement, Observation, spread
 from .layers import Arena
 from .losses import LOSSES, token_loss
-from .optimizer import OptimizerConfig, clip_coefficient, group_rates, spiked
+from .optimizer import OptimizerConfig, Stretch, clip_coefficient, clip_lanes, clipping, group_rates, memory_needed, spiked, step_weight, update, warmed
 
 # %% ../../nbs/training/18_module.ipynb #6f2a2906
 PATTERNS = (('norms', r'norm|(^|\.)ln_|layernorm'), ('head', r'lm_head|embed_out|(^|\.)head\b'), ('embedding', r'embed|(^|\.)(wte|wpe|token|position)\b'),
@@ -105,6 +106,7 @@ class ModuleState:
     frozen_at: Tensor # [1] int64
     step: int = 0
     observed: Observation | None = None
+    memory: dict[str, Tensor] = field(default_factory=dict) # name -> [1, ...] float64, of clippers and resets; empty until one is used
 
     @cached_property
     def groups(self) -> dict[nn.Parameter, str]: "Parameter -> the group that its name says."; return {p: parameter_group(name) for name, p in self.model.named_parameters()}
@@ -115,16 +117,18 @@ class ModuleState:
         first = {id(t): name for name, t in reversed(held.items())}
         model = {f'model.{name}': t.detach() for name, t in held.items() if first[id(t)] == name}
         moments = {f'optimizer.{name}.{key}': t for name, p in self.model.named_parameters() for key, t in self.optimizer.state.get(p, {}).items() if t is not None}
-        return {**model, **moments, 'learning_rate': self.learning_rate, 'weight_decay': self.weight_decay, 'seeds': self.seeds, 'frozen_at': self.frozen_at}
+        memory = {f'memory.{name}': t for name, t in self.memory.items()}
+        return {**model, **moments, **memory, 'learning_rate': self.learning_rate, 'weight_decay': self.weight_decay, 'seeds': self.seeds, 'frozen_at': self.frozen_at}
 
     def load(self, tensors: dict[str, Tensor], step: int, observed: Observation | None = None) -> 'ModuleState':
-        "This module, written over. Raises `BadInput` for a parameter that is missing."
+        "This module, written over; a memory that `tensors` lack begins anew when it is used. Raises `BadInput` for a parameter that is missing."
         with torch.no_grad():
             for name, t in self.tensors().items():
-                if name.startswith('optimizer.'): continue
+                if name.startswith(('optimizer.', 'memory.')): continue
                 if name not in tensors: raise BadInput(f"{name}: the state to load does not hold it; it belongs to another model")
                 t.copy_(tensors[name])
         self._load_moments(tensors)
+        self.memory = {name.removeprefix('memory.'): t for name, t in tensors.items() if name.startswith('memory.')}
         self.step, self.observed = step, observed
         return self
 
@@ -143,7 +147,7 @@ class ModuleState:
         "A copy. Raises `BadInput` for more than the one lane there is."
         if len(lanes) != 1: raise BadInput(f"{len(lanes)} lanes: the module engine steps one at a time; take one copy for each")
         model, optimizer = copy.deepcopy((self.model, self.optimizer)) # together, so that the copy optimizes the copy
-        return ModuleState(model, optimizer, self.learning_rate.clone(), self.weight_decay.clone(), self.seeds.clone(), self.frozen_at.clone(), self.step, self.observed and self.observed.take(lanes))
+        return ModuleState(model, optimizer, self.learning_rate.clone(), self.weight_decay.clone(), self.seeds.clone(), self.frozen_at.clone(), self.step, self.observed and self.observed.take(lanes), {name: t.clone() for name, t in self.memory.items()})
 
 # %% ../../nbs/training/18_module.ipynb #deaa30cd
 class ModuleEngine:
@@ -209,33 +213,60 @@ def _losses(self: ModuleEngine, model, inputs, targets, variant=None):
     return losses.view_as(inputs), out, slope.div_(inputs.numel()).view_as(out).to(out.dtype)
 
 @patch
-def _pieces(self: ModuleEngine, batch):
-    "Micro-batches, each with its share of the batch."
+def _pieces(self: ModuleEngine, batch, clipper=None):
+    "Micro-batches, each with its share of the batch; as many as robust clipping asks for."
     n, micro = len(batch.inputs), self.micro_rows or len(batch.inputs)
+    if isinstance(clipper, RobustClip): micro = clipper.sizes(n, micro)[0]
     return [(inputs, targets, len(inputs) / n) for inputs, targets in zip(batch.inputs.split(micro), batch.targets.split(micro))]
 
 # %% ../../nbs/training/18_module.ipynb #615df173
 @patch
 def step(self: ModuleEngine, state: ModuleState, decision: Decision | list[Decision], batch: Batch) -> ModuleState:
-    "One optimizer step. The state is written over."
+    "One optimizer step. The state is written over. Raises `BadInput` for the wrong number of decisions, or one that cannot be followed."
     decision, batch = spread(decision, 1)[0], batch.to(self.device)
-    state.optimizer.zero_grad(set_to_none=True)
-    token_losses = []
-    with drawing_from(int(state.seeds[0]), state.step + 1, self.device):
-        for inputs, targets, share in self._pieces(batch):
-            losses, out, slope = self._losses(state.model, inputs, targets, decision.loss or 'cross_entropy')
-            out.backward(slope * share)
-            token_losses.append(losses)
+    clipper, bound = clipping(self.optimizer, decision)
+    needed = memory_needed(self.optimizer, [decision], state.memory, len(parameters_of(state)), len(batch.inputs), self.micro_rows or len(batch.inputs))
+    state.memory |= {name: t for name, t in needed.items() if name != 'first_updates'} # which the optimizer keeps with its moments
+    token_losses, parts = self._backward(state, decision, batch, clipper)
     self._disturb(state, decision, batch.spike)
-    token_losses, norms = torch.cat(token_losses), norms_by_group(state, lambda p: p.grad)
+    norms = norms_by_group(state, lambda p: p.grad)
     state.observed = Observation(token_losses.cpu().double().mean()[None], token_losses[None], norms[None], torch.ones(1, dtype=torch.float64))
     before = [p.detach().clone() for p in parameters_of(state)] if self.watching else None
     total = norms.norm().item()
     if not math.isfinite(total + state.observed.loss.item()): state.frozen_at.copy_(torch.where(state.frozen_at < 0, state.step, state.frozen_at))
-    elif state.frozen_at[0] < 0: self._update(state, decision, total)
-    if self.watching: state.observed.movement = self._movement(state, before, not (batch.spike or decision.regularisation or decision.loss not in (None, 'cross_entropy')))
+    elif state.frozen_at[0] < 0 and self._begin(state, decision, clipper):
+        ratio, factor = self._clip(state, clipper, total, parts, lambda: self._disturb(state, decision, batch.spike)) if clipper else (1.0, 1.0)
+        self._update(state, decision, ratio, factor * clip_coefficient(total * ratio * factor, bound))
+    plain = not (batch.spike or decision.regularisation or decision.loss not in (None, 'cross_entropy')) and (not clipper or clipper.common)
+    if self.watching: state.observed.movement = self._movement(state, before, plain)
     state.step += 1
     return state
+
+@patch
+def _backward(self: ModuleEngine, state, decision, batch, clipper):
+    "[B, T] losses; under robust clipping also each micro-batch's share of the gradient, by parameter, and of the batch."
+    state.optimizer.zero_grad(set_to_none=True)
+    token_losses, parts = [], []
+    with drawing_from(int(state.seeds[0]), state.step + 1, self.device):
+        for inputs, targets, share in self._pieces(batch, clipper):
+            losses, out, slope = self._losses(state.model, inputs, targets, decision.loss or 'cross_entropy')
+            out.backward(slope * share)
+            token_losses.append(losses)
+            if isinstance(clipper, RobustClip):
+                parts.append(({p: p.grad for p in parameters_of(state) if p.grad is not None}, share))
+                state.optimizer.zero_grad(set_to_none=True)
+    combine(parts, [1.0] * len(parts))
+    return torch.cat(token_losses), parts
+
+@torch.no_grad()
+def combine(parts: list[tuple[dict[nn.Parameter, Tensor], float]], # of a gradient, by parameter, with their shares of the batch
+            factors: list[float], # on each
+           ) -> None:
+    "Make the sum of the parts the parameters' gradient."
+    for p in dict.fromkeys(p for part, _ in parts for p in part):
+        p.grad = torch.zeros_like(p)
+        for (part, _), factor in zip(parts, factors):
+            if p in part: p.grad.add_(part[p], alpha=factor)
 
 def parameters_of(state: ModuleState) -> list[nn.Parameter]:
     "Those that are optimized, group by group: the order of a flat row."
@@ -285,18 +316,73 @@ def _movement(self: ModuleEngine, state, before, plain) -> Movement:
 
 # %% ../../nbs/training/18_module.ipynb #242e6a7b
 @patch
-def _update(self: ModuleEngine, state, decision, norm):
-    if decision.momentum_reset: state.optimizer.state.clear()
-    if decision.skip: return
-    if (coefficient := clip_coefficient(norm, self.optimizer.clip_norm, decision.clip_norm)) < 1:
+@torch.no_grad()
+def _begin(self: ModuleEngine, state, decision, clipper) -> bool: # whether the module is updated in this step
+    "Reset the moments where that is due."
+    if decision.momentum_reset: self._reset(state, decision.momentum_reset, decision.reset_warmup)
+    if decision.skip: return False
+    if isinstance(clipper, Resetting) and clipper.due(state.memory[f'{clipper.name}.count'].item()): self._reset(state, True, clipper.reset_warmup, clipper.keeps_count)
+    return True
+
+@patch
+def _reset(self: ModuleEngine, state, which, warmup, keeps_count=False):
+    "Wipe the first moment, the second or both, with the count of the steps in them."
+    if 'warmup' in state.memory: state.memory['warmup'][0] = torch.tensor([0.0, warmup])
+    if self.optimizer.name == 'sgd' or which is True and not keeps_count: return state.optimizer.state.clear()
+    for held in state.optimizer.state.values():
+        if not keeps_count: held.setdefault('first_step', held['step'].clone())
+        if which != 'second': held['exp_avg'].zero_()
+        if which != 'first': held['exp_avg_sq'].zero_()
+        if not keeps_count: held['first_step' if which == 'first' else 'step'].zero_()
+
+@patch
+@torch.no_grad()
+def _clip(self: ModuleEngine, state, clipper, norm, parts, disturb) -> tuple[float, float]: # how much of the norm is left, and the factor still to be applied
+    held, moments, nothing = parameters_of(state), state.optimizer.state, torch.zeros((), device=self.device)
+    if isinstance(clipper, RobustClip):
+        factors = clipper.coefficients(torch.cat([whole(norms_of([list(part.values())])) / share for part, share in parts])[None])[0].tolist()
+        if min(factors) == 1: return 1.0, 1.0
+        combine(parts, factors)
+        disturb()
+        return norms_by_group(state, lambda p: p.grad).norm().item() / norm, 1.0
+    pieces = [(p.grad, moments[p]['exp_avg_sq']) for p in held if p.grad is not None and 'exp_avg_sq' in moments.get(p, {})]
+    updates = max((moments[p]['step'].item() for p in held if p in moments), default=0.0) if clipper.needs_second_moment else 0.0
+    gradients = Gradients(torch.tensor([norm], dtype=torch.float64), [[nothing if p.grad is None else p.grad for p in held]], [pieces], [updates])
+    done = clip_lanes(clipper, gradients, state.memory, [0]).item()
+    return (1.0, done) if clipper.common else (done, 1.0)
+
+@patch
+@torch.no_grad()
+def _update(self: ModuleEngine, state, decision, ratio, factor):
+    "Scale the gradient, of whose norm `ratio` is left, by `factor`, and take the optimizer step."
+    if factor < 1:
         for p in state.model.parameters():
-            if p.grad is not None: p.grad.mul_(coefficient)
-        state.observed.clip_coefficient.fill_(coefficient)
+            if p.grad is not None: p.grad.mul_(factor)
+    if ratio * factor != 1: state.observed.clip_coefficient.fill_(ratio * factor)
+    scale = decision.learning_rate_scale * (warmed(state.memory['warmup'][0]) if 'warmup' in state.memory else 1.0)
     for group in state.optimizer.param_groups:
         at = GROUPS.index(group['group'])
-        group['lr'] = state.learning_rate[0, at].item() * decision.learning_rate_scale
+        group['lr'] = state.learning_rate[0, at].item() * scale
         group['weight_decay'] = state.weight_decay[0, at].item() * decision.weight_decay_scale
+    weight, held = step_weight(self.optimizer, decision.beta2), state.optimizer.state.values()
+    if weight != 1 or any(h['first_step'].item() != h['step'].item() for h in held if 'first_step' in h): return self._step_apart(state, decision.beta2, weight)
     state.optimizer.step()
+    for h in held:
+        if 'first_step' in h: h['first_step'] += 1
+
+@patch
+def _step_apart(self: ModuleEngine, state, beta2, weight):
+    "Adam's step where the two moments have counts of their own, or `beta2` is another for once."
+    for group in state.optimizer.param_groups:
+        for p in group['params']:
+            if p.grad is None: continue
+            held = state.optimizer.state[p]
+            if not held: held |= dict(step=torch.zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+            held.setdefault('first_step', held['step'].clone())
+            held['step'] += weight
+            held['first_step'] += 1
+            stretch = Stretch(p, p.grad, held['exp_avg'], held['exp_avg_sq'], held['step'].to(p.device), group['lr'], group['weight_decay'])
+            update(self.optimizer, stretch, beta2=beta2, first_updates=held['first_step'].item())
 
 @contextmanager
 def quiet(model: nn.Module):

@@ -6,7 +6,7 @@ Docs: https://sdalab.github.io/sdalab/training/optimizer.html.md"""
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'OptimizerConfig', 'group_rates', 'Stretch', 'stretches', 'update', 'step_weight', 'clip_coefficient',
-           'clipping', 'memory_needed', 'warmed', 'spiked', 'adam_preconditioner']
+           'clipping', 'memory_needed', 'clip_lanes', 'warmed', 'spiked', 'adam_preconditioner']
 
 # %% ../../nbs/training/15_optimizer.ipynb #788aa56d
 import math
@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 from ..checked import BadInput, Checked, nearest
 from ..decisions.model import Decision
-from .clipping import CLIPPERS, Clipper, NoClip, NormClip, Resetting, build_clipper, reset_warmup_factor
+from .clipping import CLIPPERS, Clipper, Gradients, NoClip, NormClip, Resetting, RobustClip, build_clipper, reset_warmup_factor
 from .corpus import Spike, philox
 from .decoder import GROUPS
 
@@ -101,7 +101,7 @@ def update(config: OptimizerConfig, stretch: Stretch, learning_rate_scale: float
         kernel(p, g, m, v, [], [steps], lr=lr, beta1=config.beta1, beta2=beta2, weight_decay=wd,
                eps=config.eps, amsgrad=False, maximize=False)
 
-# %% ../../nbs/training/15_optimizer.ipynb #08d4d848
+# %% ../../nbs/training/15_optimizer.ipynb #41b48d28
 def step_weight(config: OptimizerConfig, beta2: float | None, # of one step; none: as configured
                ) -> float: # 1 where it is as configured
     "How much the step adds to `updates`. Raises `BadInput` where there is no second moment to decay."
@@ -123,7 +123,7 @@ def clip_coefficient(norm: float, # global gradient norm
     bound = min((b for b in bounds if b is not None), default=math.inf)
     return min(1.0, bound / (norm + 1e-6))
 
-# %% ../../nbs/training/15_optimizer.ipynb #cc2affab
+# %% ../../nbs/training/15_optimizer.ipynb #16bdb486
 DEFAULTS = {name: kind() for name, kind in CLIPPERS.items()}
 
 def clipping(config: OptimizerConfig, decision: Decision) -> tuple[Clipper | None, float | None]: # none: no clipper beside the bound
@@ -135,10 +135,11 @@ def clipping(config: OptimizerConfig, decision: Decision) -> tuple[Clipper | Non
     if config.name == 'sgd' and clipper.needs_second_moment: raise BadInput(f"clip = {clipper.name!r}: needs a second moment, which sgd has not")
     return None if isinstance(clipper, (NoClip, NormClip)) else clipper, min((b for b in bounds if b is not None), default=None)
 
-# %% ../../nbs/training/15_optimizer.ipynb #6582384b
+# %% ../../nbs/training/15_optimizer.ipynb #2beaf832
 def memory_needed(config: OptimizerConfig, decisions: list[Decision], # of a step
                   held: dict[str, Tensor], # name -> [L, ...], what there is
                   tensors: int, # parameter tensors of a lane
+                  rows: int, micro_rows: int, # of the batch, and those that the engine would take at a time
                  ) -> dict[str, Tensor]: # name -> [L, ...] float64, zero: what has to be added
     "The memory that a step needs and that is not there yet. Raises `BadInput` for decisions that the optimizer cannot follow."
     shapes, other = {}, False
@@ -147,9 +148,21 @@ def memory_needed(config: OptimizerConfig, decisions: list[Decision], # of a ste
         if config.name == 'sgd' and decision.momentum_reset == 'second': raise BadInput("momentum_reset = 'second': sgd has no second moment; reset the first")
         other |= step_weight(config, decision.beta2) != 1 or decision.momentum_reset in ('first', 'second') and config.name != 'sgd'
         if clipper: shapes |= {f'{clipper.name}.{name}': shape for name, shape in clipper.memory(tensors).items()}
+        if isinstance(clipper, RobustClip): clipper.clipped(len(clipper.sizes(rows, micro_rows)))
         if decision.reset_warmup or isinstance(clipper, Resetting) and clipper.reset_warmup: shapes['warmup'] = 2,
     if other: shapes['first_updates'] = ()
     return {name: torch.zeros(len(decisions), *shape, dtype=torch.float64) for name, shape in shapes.items() if name not in held}
+
+def clip_lanes(clipper: Clipper, gradients: Gradients, # of the lanes
+               memory: dict[str, Tensor], # name -> [L, ...] of all lanes, written over
+               lanes: list[int], # which
+              ) -> Tensor: # as `Clipper.clip`
+    "Clip some of the lanes that share a memory."
+    own = {name.removeprefix(f'{clipper.name}.'): t for name, t in memory.items() if name.startswith(f'{clipper.name}.')}
+    rows = {name: t[lanes] for name, t in own.items()}
+    result = clipper.clip(gradients, rows)
+    for name, t in rows.items(): own[name][lanes] = t
+    return result
 
 def warmed(row: Tensor, # [2]: steps taken since a reset, and the length of its warm-up
           ) -> float:

@@ -11,18 +11,20 @@ __all__ = ['LaneState', 'Tile', 'Watch', 'lane_rates', 'StackedEngine', 'joined'
 import math, os, time
 from weakref import WeakKeyDictionary
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from itertools import groupby
 import numpy as np, torch
 from torch import Tensor
 from ..checked import BadInput
 from ..decisions.model import Decision
+from .clipping import Gradients, Resetting, RobustClip, norms_of
 from .corpus import Batch
 from .decoder import GROUPS, Decoder, DecoderConfig, initial_parameters
 from .engine import Movement, Observation, spread
 from .layers import Arena, warn_of_place
 from .losses import LOSSES, token_loss
-from .optimizer import OptimizerConfig, clip_coefficient, group_rates, spiked, stretches, update
+from .optimizer import OptimizerConfig, clip_coefficient, clip_lanes, clipping, group_rates, memory_needed, spiked, step_weight, stretches, update, warmed
 
 # %% ../../nbs/training/17_stacked.ipynb #f2cadf76
 @dataclass(eq=False)
@@ -31,26 +33,30 @@ class LaneState:
     parameters: Tensor # [L, P]
     first_moment: Tensor # [L, P]
     second_moment: Tensor # [L, P]; [L, 0] for SGD
-    updates: Tensor # [L] optimizer steps since the moments were last reset
+    updates: Tensor # [L] optimizer steps since the second moment was last reset, in steps of the configured beta2
     learning_rate: Tensor # [L, G] float64
     weight_decay: Tensor # [L, G] float64
     seeds: Tensor # [L] int64
     frozen_at: Tensor # [L] int64, -1: alive
     step: int = 0
     observed: Observation | None = None
+    memory: dict[str, Tensor] = field(default_factory=dict) # name -> [L, ...] float64, of clippers and resets; empty until one is used
+
+    def rows(self) -> dict[str, Tensor]: "What every lane has, by name."; return {f.name: t for f in fields(self) if isinstance(t := getattr(self, f.name), Tensor)}
 
     def tensors(self) -> dict[str, Tensor]:
         "All tensors that make up the state, by name."
-        return {f.name: t for f in fields(self) if isinstance(t := getattr(self, f.name), Tensor)}
+        return self.rows() | {f'memory.{name}': t for name, t in self.memory.items()}
 
     def take(self, lanes: list[int]) -> 'LaneState':
         "A copy of some lanes."
         at = torch.tensor(lanes, dtype=torch.long)
-        return LaneState(**{name: t[at.to(t.device)] for name, t in self.tensors().items()}, step=self.step, observed=self.observed and self.observed.take(lanes))
+        return self.load({name: t[at.to(t.device)] for name, t in self.tensors().items()}, self.step, self.observed and self.observed.take(lanes))
 
     def load(self, tensors: dict[str, Tensor], step: int, observed: Observation | None = None) -> 'LaneState':
-        "The state that `tensors` of one like it describe, with as many lanes as they have."
-        return LaneState(**{name: tensors[name].to(t.device) for name, t in self.tensors().items()}, step=step, observed=observed)
+        "The state that `tensors` of one like it describe, with as many lanes as they have. A memory that they lack begins anew when it is used."
+        memory = {name.removeprefix('memory.'): t for name, t in tensors.items() if name.startswith('memory.')}
+        return LaneState(**{name: tensors[name].to(t.device) for name, t in self.rows().items()}, step=step, observed=observed, memory=memory)
 
 # %% ../../nbs/training/17_stacked.ipynb #4914379b
 class Tile:
@@ -62,6 +68,7 @@ class Tile:
         rows = [t[lanes] for t in (state.parameters, state.first_moment, state.second_moment)]
         self.gradients, self._bound = arena('gradients', *rows[0].shape), {}
         parameters, first, second = rows
+        self.second_moment, self.memory = second, {name: t[lanes] for name, t in state.memory.items()}
         self.stretches = [stretches(decoder.layout.groups, lane, updates, lr, wd) for *lane, updates, lr, wd in zip(
             parameters, self.gradients, first, second if second.shape[1] else first, state.updates[lanes],
             state.learning_rate[lanes].tolist(), state.weight_decay[lanes].tolist())]
@@ -72,8 +79,11 @@ class Tile:
             self._bound[rows, context] = self.decoder.bind(self.parameters, self.gradients, rows, context, self.arena)
         return self._bound[rows, context]
 
-    def losses(self, batch: Batch, micro_rows: int, decisions=None) -> Tensor:
-        "[lanes, B, T] losses; with decisions also the gradients of the mean loss."
+    @cached_property
+    def tensors(self) -> list[list[Tensor]]: "Lane -> the gradient of each parameter."; return [list(lane) for lane in zip(*self.decoder.layout.views(self.gradients).values())]
+
+    def losses(self, batch: Batch, micro_rows: int, decisions=None, kept=None) -> Tensor:
+        "[lanes, B, T] losses; with decisions also the gradients of the mean loss, or, into `kept`, each micro-batch's share of them."
         parts = []
         for start in range(0, len(batch.inputs), micro_rows):
             inputs, targets = batch.inputs[start:start + micro_rows], batch.targets[start:start + micro_rows]
@@ -82,7 +92,8 @@ class Tile:
             parts.append(self._token_losses(logits, targets.flatten(), d_logits, decisions).unflatten(1, inputs.shape))
             if decisions:
                 d_logits.mul_(1 / batch.inputs.numel())
-                decoder.backward(add=start > 0)
+                decoder.backward(add=start > 0 and kept is None)
+                if kept is not None: kept[start // micro_rows].copy_(self.gradients)
         return torch.cat(parts, 1)
 
 # %% ../../nbs/training/17_stacked.ipynb #5b67a469
@@ -115,37 +126,106 @@ def step(self: Tile, decisions: list[Decision], # one a lane of the tile
          watching: bool = False, # whether to observe the movement too
         ) -> Observation:
     "Losses, gradients, norms, then lane by lane: freeze, or reset, clip and update."
-    token_losses = self.losses(batch, micro_rows, decisions)
-    for lane, decision in enumerate(decisions):
-        if decision.regularisation: self.gradients[lane].add_(self.parameters[lane], alpha=decision.regularisation)
-    if batch.spike: self.gradients[:, spiked(batch.spike, self.gradients.shape[1])] *= batch.spike.factor
+    clips = [clipping(self.optimizer, d) for d in decisions]
+    token_losses, parts = self._gradients(batch, micro_rows, decisions, [clipper for clipper, _ in clips])
+    self._disturb(range(len(decisions)), decisions, batch.spike)
     loss, norms = token_losses.cpu().double().mean((1, 2)), self._norms(self.gradients)
     total = norms.norm(dim=1)
     if watching and not self.watch: self.watch = Watch(self)
-    clip = [self._update(lane, d, n, watching) if math.isfinite(l + n) else self._freeze(lane, step) for lane, (d, l, n) in enumerate(zip(decisions, loss.tolist(), total.tolist()))]
-    clip = torch.tensor(clip, dtype=torch.float64)
-    plain = [not (batch.spike or d.regularisation or d.loss not in (None, 'cross_entropy')) for d in decisions]
+    finite = [math.isfinite(l + n) for l, n in zip(loss.tolist(), total.tolist())]
+    going = [lane for lane, d in enumerate(decisions) if self._begin(lane, d, clips[lane][0], step, finite[lane])]
+    clipped = self._clip([lane for lane in going if clips[lane][0]], clips, total, parts, decisions, batch)
+    clip = torch.tensor([self._update(lane, d, n, clips[lane][1], *clipped.get(lane, (1.0, 1.0)), watching) if lane in going else 1.0 for lane, (d, n) in enumerate(zip(decisions, total.tolist()))], dtype=torch.float64)
+    plain = [not (batch.spike or d.regularisation or d.loss not in (None, 'cross_entropy')) and (not clipper or clipper.common) for d, (clipper, _) in zip(decisions, clips)]
     return Observation(loss, token_losses, norms, clip, self.watch.movement(norms, clip, plain) if watching else None)
+
+@patch
+def _disturb(self: Tile, lanes, decisions, spike):
+    "Add the penalty's gradient, and the noise that was injected."
+    for lane in lanes:
+        if decisions[lane].regularisation: self.gradients[lane].add_(self.parameters[lane], alpha=decisions[lane].regularisation)
+    if spike: self.gradients[list(lanes), spiked(spike, self.gradients.shape[1])[:, None]] *= spike.factor
 
 # %% ../../nbs/training/17_stacked.ipynb #26586270
 @patch
-def _freeze(self: Tile, lane, step) -> float:
-    if self.frozen_at[lane] < 0: self.frozen_at[lane] = step
-    return 1.0
+def _begin(self: Tile, lane, decision, clipper, step, finite) -> bool: # whether the lane is updated in this step
+    "Freeze the lane, or reset its moments where that is due."
+    if not finite and self.frozen_at[lane] < 0: self.frozen_at[lane] = step
+    if self.frozen_at[lane] >= 0: return False
+    if decision.momentum_reset: self._reset(lane, decision.momentum_reset, decision.reset_warmup)
+    if decision.skip: return False
+    if isinstance(clipper, Resetting) and clipper.due(self.memory[f'{clipper.name}.count'][lane].item()): self._reset(lane, True, clipper.reset_warmup, clipper.keeps_count)
+    return True
 
 @patch
-def _update(self: Tile, lane, decision, norm, watching) -> float:
-    "Take the lane's optimizer step; returns the clipping coefficient."
-    if self.frozen_at[lane] >= 0: return 1.0
-    stretches = self.stretches[lane]
-    if decision.momentum_reset:
-        for stretch in stretches: stretch.first_moment.zero_(), stretch.second_moment.zero_()
-        stretches[0].updates.zero_()
-    if decision.skip: return 1.0
-    if (coefficient := clip_coefficient(norm, self.optimizer.clip_norm, decision.clip_norm)) < 1: self.gradients[lane].mul_(coefficient)
-    stretches[0].updates.add_(1)
-    for stretch in self.watch.pieces(lane) if watching else stretches: update(self.optimizer, stretch, decision.learning_rate_scale, decision.weight_decay_scale)
-    return coefficient
+def _reset(self: Tile, lane, which, warmup, keeps_count=False):
+    "Wipe the first moment, the second or both, with the count of the steps in them."
+    for stretch in self.stretches[lane]:
+        if which != 'second': stretch.first_moment.zero_()
+        if which != 'first': stretch.second_moment.zero_()
+    if which != 'first' and not keeps_count: self.stretches[lane][0].updates.zero_()
+    if which != 'second' and not keeps_count and 'first_updates' in self.memory: self.memory['first_updates'][lane] = 0
+    if 'warmup' in self.memory: self.memory['warmup'][lane] = torch.tensor([0.0, warmup])
+
+@patch
+def _update(self: Tile, lane, decision, norm, bound, ratio, factor, watching) -> float: # how much of the norm is left
+    "Scale the gradient, of whose norm the clipper has left `ratio` and wants `factor` of that, and take the lane's optimizer step."
+    factor *= clip_coefficient(norm * ratio * factor, bound)
+    if factor < 1: self.gradients[lane].mul_(factor)
+    weight, updates, first, scale = step_weight(self.optimizer, decision.beta2), self.stretches[lane][0].updates, None, decision.learning_rate_scale
+    updates.add_(weight)
+    if (counts := self.memory.get('first_updates')) is not None:
+        counts[lane] += 1
+        if weight != 1 or counts[lane] != updates.item(): first = counts[lane].item()
+    if 'warmup' in self.memory: scale *= warmed(self.memory['warmup'][lane])
+    for stretch in self.watch.pieces(lane) if watching else self.stretches[lane]: update(self.optimizer, stretch, scale, decision.weight_decay_scale, decision.beta2, first)
+    return ratio * factor
+
+# %% ../../nbs/training/17_stacked.ipynb #662b92b2
+@patch
+def _gradients(self: Tile, batch, micro_rows, decisions, clippers) -> tuple: # losses, and the micro-batches' gradients for lanes that are clipped by them
+    robust = next((clipper for clipper in clippers if isinstance(clipper, RobustClip)), None)
+    if not robust: return self.losses(batch, micro_rows, decisions), None
+    others = [lane for lane, clipper in enumerate(clippers) if clipper is not robust]
+    if others: token_losses, gradients = self.losses(batch, micro_rows, decisions)[others], self.gradients[others]
+    sizes = robust.sizes(len(batch.inputs), micro_rows)
+    parts = self.arena('parts', len(sizes), *self.gradients.shape)
+    every = self.losses(batch, sizes[0], decisions, parts)
+    self._combine(range(len(clippers)), parts, [1.0] * len(parts))
+    if others: every[others], self.gradients[others] = token_losses, gradients
+    return every, (parts, torch.tensor(sizes, dtype=torch.float64) / sum(sizes))
+
+@patch
+def _combine(self: Tile, lanes, parts, factors):
+    for lane in lanes:
+        torch.mul(parts[0, lane], factors[0], out=self.gradients[lane])
+        for part, factor in zip(parts[1:], factors[1:]): self.gradients[lane].add_(part[lane], alpha=factor)
+
+@patch
+def _clip(self: Tile, lanes, clips, norms, parts, decisions, batch) -> dict: # lane -> how much of the norm is left, and the factor still to be applied
+    clipped = {}
+    for name in dict.fromkeys(clips[lane][0].name for lane in lanes):
+        members = [lane for lane in lanes if clips[lane][0].name == name]
+        clipper = clips[members[0]][0]
+        if isinstance(clipper, RobustClip): done = self._clip_parts(clipper, members, norms, parts, decisions, batch)
+        else:
+            updates = [self.stretches[lane][0].updates.item() if clipper.needs_second_moment else 0.0 for lane in members]
+            pieces = [[(self.gradients[lane], self.second_moment[lane])] for lane in members]
+            done = clip_lanes(clipper, Gradients(norms[members], [self.tensors[lane] for lane in members], pieces, updates), self.memory, members).tolist()
+        clipped |= {lane: (1.0, one) if clipper.common else (one, 1.0) for lane, one in zip(members, done)}
+    return clipped
+
+@patch
+def _clip_parts(self: Tile, clipper, lanes, norms, parts, decisions, batch) -> list[float]:
+    "Average the micro-batches anew, each with its own factor; returns how much of the norm is left."
+    (parts, shares), ratios = parts, []
+    factors = clipper.coefficients(norms_of([list(parts[:, lane]) for lane in lanes]) / shares)
+    for lane, row in zip(lanes, factors.tolist()):
+        if min(row) < 1:
+            self._combine([lane], parts, row)
+            self._disturb([lane], decisions, batch.spike)
+        ratios.append(norms_of([[self.gradients[lane]]]).item() / norms[lane].item() if min(row) < 1 else 1.0)
+    return ratios
 
 # %% ../../nbs/training/17_stacked.ipynb #31457b9c
 class Watch:
@@ -294,8 +374,10 @@ def _check(self: StackedEngine, batch: Batch) -> Batch:
 @patch
 def step(self: StackedEngine, state: LaneState, decision: Decision | list[Decision], # one for all, or one a lane
          batch: Batch) -> LaneState: # `state`, moved on
-    "One optimizer step of every lane. The state is written over. Raises `BadInput` for a batch that does not fit or the wrong number of decisions."
+    "One optimizer step of every lane. The state is written over. Raises `BadInput` for a batch that does not fit, the wrong number of decisions, or one that cannot be followed."
     batch, decisions = self._check(batch), spread(decision, len(state.parameters))
+    for name, t in memory_needed(self.optimizer, decisions, state.memory, len(self.decoder.layout.parameters), len(batch.inputs), self._micro_rows(batch)).items():
+        state.memory[name] = state.updates.to('cpu', torch.float64, copy=True) if name == 'first_updates' else t
     tiles = self._tiles(state, batch)
     seen = self._map(lambda tile: tile.step(decisions[tile.lanes], batch, self._micro_rows(batch), state.step, self.watching), tiles)
     state.observed = joined(seen)
