@@ -89,7 +89,7 @@ class Borrowed(Trainer):
         self.config, self.corpus = SimpleNamespace(seed=seed), self
         self.lanes, self.numbers, self.decisions, self.plan = [Lane(seed, *self.state.learning_rate.tolist(), *self.state.weight_decay.tolist(), {})], [0], [Decision()], ()
         self.stress, self.probe, self.validation, self.nodes, self.callbacks = SimpleNamespace(batch=None), None, None, [], []
-        self.fork, self.begun_at, self.seconds = 0, step, 0.0
+        self.fork, self.main, self.begun_at, self.seconds = 0, True, step, 0.0
 
     def batch(self, seed, step, purpose) -> Recorded: "The probe: the first batch that was heard."; return self.probe
     def _redirect(self, journal, decision, node): raise BadInput('decide: this run is trained by the Hugging Face Trainer, which takes its decisions by itself; pause, resume, stop and sense it')

@@ -335,6 +335,7 @@ class Monitor(Callback):
         self.trained, self.watched, self.steps = trainer.seconds, trainer.engine.watching_seconds, 0
         if self.saved: self._recall(self.saved)
 
+    def on_rewind(self, trainer, journal): self.on_train_begin(trainer, journal)
     def on_train_end(self, trainer, journal, status): self._report(trainer, journal)
 
 # %% ../../nbs/regime/39a_monitor.ipynb #cfb11c19
@@ -459,7 +460,7 @@ def _tell_regimes(self: Monitor, before, step, trainer, journal):
 @patch
 def _report(self: Monitor, trainer, journal):
     "The running cost, for the page and the command line."
-    if not self.senses or trainer.fork: return
+    if not self.senses or not trainer.main: return
     shares = self.ledger.shares({name: self.periods[name] for name in self.senses} | {JUDGEMENT: 1})
     journal.progress(monitor=dict(share=round(self.ledger.spent / max(self.ledger.trained, 1e-9), 4), budget=self.ledger.budget, stretch=round(self.ledger.stretch, 2), off=self.off,
                                   senses={name: dict(period=self.ledger.effective(name, self.periods.get(name, 1)), share=round(share, 4)) for name, share in shares.items()}))

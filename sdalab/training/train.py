@@ -65,7 +65,7 @@ class Trainer:
         for stressor in self.stressors: stressor.check(self.corpus, config.longest)
         self.policies = [build_policy(config.policy) for _ in self.lanes]
         self.standing, self.nodes, self.plan = [Decision()] * len(self.lanes), [], deque()
-        self.fork, self.callbacks = 0, []
+        self.fork, self.main, self.callbacks = 0, True, [] # main: its progress is the run's
         self.decisions, self.stress = [], None # of the latest step
         self.validation = None # losses of the latest step's evaluation; none: there was none
         self.sensed = {} # signal -> a value a lane: what the callbacks made of the latest step, for the policies
@@ -191,7 +191,7 @@ def forked(self: Trainer, lanes: list[int], # which to take
     other.state, other.lanes, other.numbers = take(self.state, lanes), [self.lanes[i] for i in lanes], [self.numbers[i] for i in lanes]
     other.policies = [copy.deepcopy(self.policies[i]) for i in lanes]
     other.standing = [self.standing[i].compose(decision) for i, decision in zip(lanes, decisions, strict=True)]
-    other.nodes, other.plan, other.callbacks, other.fork, other.begun_at, other.seconds = [], deque(), [], number, self.state.step, 0.0
+    other.nodes, other.plan, other.callbacks, other.fork, other.main, other.begun_at, other.seconds = [], deque(), [], number, False, self.state.step, 0.0
     other.sensed = {name: [values[i] for i in lanes] for name, values in self.sensed.items()}
     return other
 
@@ -203,6 +203,7 @@ class Callback:
     def on_train_begin(self, trainer: Trainer, journal: Journal): "Before the first step taken here."
     def columns(self, trainer: Trainer, journal: Journal) -> dict[str, list]: "What it adds to the journal's row of the step just taken, one value a lane; policies see it at the next step."; return {}
     def on_step_end(self, trainer: Trainer, journal: Journal): "After a step, which is in the journal already."
+    def on_rewind(self, trainer: Trainer, journal: Journal): "The trainer was put back to an earlier state, this callback's memory with it, and goes on from there in another fork."
     def on_train_end(self, trainer: Trainer, journal: Journal, status: str): "After the last step taken here."
     def on_command(self, trainer: Trainer, journal: Journal, command: Command): "One of `commands` came. Raises `BadInput` to refuse it."
     def state_dict(self) -> dict: "All that it remembers, as plain data."; return {}
@@ -268,7 +269,7 @@ def run(self: Trainer, journal: Journal, # to write to; its caller closes it
     ended = lambda: time.monotonic() > deadline or bool(report and report(self))
     if not self.nodes: self.nodes = [journal.node(i, first_step=self.state.step, settings=self.settings(i)) for i in range(len(self.lanes))]
     for callback in self.callbacks: callback.on_train_begin(self, journal)
-    if not self.fork: journal.progress(planned_steps=until, step=self.state.step)
+    if self.main: journal.progress(planned_steps=until, step=self.state.step)
     status = self._loop(journal, ended, until)
     self._progress(journal, until)
     for lane in np.flatnonzero(self.alive): journal.close_node(self.nodes[lane], self.state.step - 1)
@@ -323,7 +324,7 @@ def _journal_step(self: Trainer, journal):
 
 @patch
 def _progress(self: Trainer, journal, until):
-    if self.fork: return # the run's progress is that of its main line
+    if not self.main: return # the run's progress is that of its main line
     done, lanes = self.state.step, len(self.nodes)
     rate = (done - self.begun_at) / self.seconds if self.seconds else 0.0
     journal.progress(step=done, steps_per_second=rate, tokens_per_second=rate * lanes * self.tokens / done if done else 0.0,
