@@ -8,7 +8,7 @@ Docs: https://sdalab.github.io/sdalab/evaluation/instability.html.md"""
 __all__ = ['Rule', 'recovery', 'events', 'divergence', 'path_loss', 'path_events', 'summary', 'unstable', 'survival',
            'median_time', 'restricted_mean']
 
-# %% ../../nbs/evaluation/62_instability.ipynb #88e7c9ab
+# %% ../../nbs/evaluation/62_instability.ipynb #eec726da
 import warnings
 import numpy as np, pandas as pd
 from numpy.lib.stride_tricks import sliding_window_view
@@ -19,7 +19,7 @@ from ..journal.reader import Run
 from ..journal.tree import history, main_line, main_lines
 from ..regime.detectors import SpikeScore, alarms, detector
 
-# %% ../../nbs/evaluation/62_instability.ipynb #33f192ec
+# %% ../../nbs/evaluation/62_instability.ipynb #6d81a4cf
 class Rule(Checked):
     "What counts as an instability event, as recovery from one, and as divergence."
     detector: dict = Field({'name': 'index_robust', 'refractory': 0}, description='that fires: name, and its settings')
@@ -40,7 +40,7 @@ class Rule(Checked):
         if 'name' not in self.detector: raise BadInput(f"detector = {self.detector!r}: should have the name of one")
         return detector(**self.detector)
 
-# %% ../../nbs/evaluation/62_instability.ipynb #d40f3462
+# %% ../../nbs/evaluation/62_instability.ipynb #69819825
 def recovery(loss: np.ndarray, # [T], nats
              onset: int, # step
              level: float, # nats that the mean has to come back to
@@ -52,7 +52,7 @@ def recovery(loss: np.ndarray, # [T], nats
     back = np.flatnonzero(sliding_window_view(low, stays).all(1))
     return int(back[i]) if (i := np.searchsorted(back, onset, 'right')) < len(back) else None
 
-# %% ../../nbs/evaluation/62_instability.ipynb #2862b0b6
+# %% ../../nbs/evaluation/62_instability.ipynb #5c26ad03
 def events(loss, # [T], nats; what is not finite is a loss beyond measure
            gradient_norm=None, # [T], global, before clipping; none: not measured
            rule: Rule = Rule(),
@@ -69,7 +69,7 @@ def events(loss, # [T], nats; what is not finite is a loss beyond measure
         rows.append((onset, level, sigma, worst, worst - level, worst / level, max((len(loss) - rule.stays if back is None else back) - onset, 0), back is not None))
     return pd.DataFrame(rows, columns=['onset', 'level', 'sigma', 'worst', 'excursion', 'ratio', 'steps', 'recovered'])
 
-# %% ../../nbs/evaluation/62_instability.ipynb #dc286284
+# %% ../../nbs/evaluation/62_instability.ipynb #f3c28ef8
 def divergence(loss, # [T], nats
                rule: Rule = Rule(),
               ) -> int | None: # step at which it began; none: it did not diverge
@@ -83,7 +83,7 @@ def divergence(loss, # [T], nats
     least = sliding_window_view(means, rule.diverged_for).min(1) # of the coming steps
     return min(np.flatnonzero(least > level[:len(least)])[:1].tolist() + broken, default=None)
 
-# %% ../../nbs/evaluation/62_instability.ipynb #5c58916a
+# %% ../../nbs/evaluation/62_instability.ipynb #487c628a
 def path_loss(run: Run, node: int | None = None, # that the path ends in; none: the main line's
              ) -> tuple: # (first step, loss [T], gradient norm [T] or none): infinite where the lane was frozen
     "Loss and gradient norm along a path, up to the planned end where it died before."
@@ -120,7 +120,7 @@ def unstable(found: pd.DataFrame, # of `events`
     steps = np.arange(length)
     return np.any([(steps >= e.onset) & ((steps < e.onset + e.steps) | (not e.recovered)) for e in found.itertuples()] or [steps < 0], axis=0)
 
-# %% ../../nbs/evaluation/62_instability.ipynb #3d1363c2
+# %% ../../nbs/evaluation/62_instability.ipynb #b9f75d44
 def survival(steps, # [n] of each event, to its recovery or for as long as it was watched
              recovered, # [n] bool
              confidence: float = 0.95, # of the interval
