@@ -34,7 +34,7 @@ def writer_row(folder: Path, rows: int, steps: int, target: str, rounds: int = 1
         trainer.nodes = [journal.node(lane) for lane in range(LANES)]
         for _ in range(rounds):
             without = timed(trainer.step, steps)
-            ratios.append(timed(lambda: trainer._journal_step(journal), steps) / without - 1)
+            ratios.append(timed(lambda: trainer.journal_step(journal), steps) / without - 1)
             plain.append(without)
     return Row(f"journal, share of a step (8 lanes, {rows}x64 tokens)", 100 * statistics.median(ratios), "%",
                f"the same step without: {statistics.median(plain) / steps * 1e3:.2f} ms", None, "one wide row a lane and step, SQLite in WAL mode", target)

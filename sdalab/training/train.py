@@ -195,6 +195,13 @@ def forked(self: Trainer, lanes: list[int], # which to take
     other.sensed = {name: [values[i] for i in lanes] for name, values in self.sensed.items()}
     return other
 
+@patch
+def narrow(self: Trainer, lanes: list[int]): # those that go on
+    "Leave the other lanes behind."
+    self.state = take(self.state, lanes)
+    for name in ('lanes', 'numbers', 'policies', 'standing', 'nodes'): setattr(self, name, [getattr(self, name)[i] for i in lanes if getattr(self, name)])
+    self.sensed = {name: [values[i] for i in lanes] for name, values in self.sensed.items()}
+
 # %% ../../nbs/training/20_train.ipynb #5b9dddf8
 class Callback:
     "Carried along by the loop. Every hook does nothing unless it is overridden."
@@ -281,7 +288,7 @@ def _loop(self: Trainer, journal, ended: Callable, until: int) -> str: # how it 
     while self.state.step < until and self.alive.any():
         self.follow_plan(journal)
         if not self._obey_all(journal, ended): return 'interrupted'
-        self._journal_step(journal)
+        self.journal_step(journal)
         for callback in self.callbacks: callback.on_step_end(self, journal)
         if self.state.step % 20 == 0: self._progress(journal, until)
         if ended() and self.state.step < until: return 'interrupted'
@@ -309,7 +316,7 @@ def _obey_all(self: Trainer, journal, ended: Callable) -> bool: # whether to go 
         time.sleep(PAUSE)
 
 @patch
-def _journal_step(self: Trainer, journal):
+def journal_step(self: Trainer, journal):
     "One step, written down for the lanes that were alive before it."
     step, was_alive = self.state.step, self.alive
     columns = self.advance()
