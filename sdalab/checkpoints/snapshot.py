@@ -127,5 +127,5 @@ def restore(trainer: Trainer, state: dict, tensors: dict[str, Tensor], # of a sn
 def check_shapes(trainer: Trainer, tensors: dict[str, Tensor]) -> None:
     "Raises `BadInput` where a state is one of another architecture."
     for name, t in trainer.state.tensors().items():
-        if name not in tensors and not name.startswith('optimizer.'): raise BadInput(f"{name}: missing in the state; it belongs to another model")
+        if name not in tensors and not name.startswith(('optimizer.', 'memory.')): raise BadInput(f"{name}: missing in the state; it belongs to another model")
         if name in tensors and t.shape[1:] != tensors[name].shape[1:]: raise BadInput(f"{name}: has shape {list(tensors[name].shape)}, this model's is {list(t.shape)}; the state belongs to another model")

@@ -8,7 +8,7 @@ Docs: https://sdalab.github.io/sdalab/training/clipping.html.md"""
 __all__ = ['CLIPPERS', 'Gradients', 'Clipper', 'fresh', 'NoClip', 'NormClip', 'ZClip', 'norms_of', 'whole', 'scale', 'AdaGC',
            'RobustClip', 'reset_warmup_factor', 'Resetting', 'Spam', 'StableSpam', 'build_clipper']
 
-# %% ../../nbs/training/15a_clipping.ipynb #a6d9bc14
+# %% ../../nbs/training/15a_clipping.ipynb #8a748ec2
 import math
 from typing import ClassVar, Literal, NamedTuple
 import torch
@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 from ..checked import BadInput, Checked, build_named
 
-# %% ../../nbs/training/15a_clipping.ipynb #bafccf21
+# %% ../../nbs/training/15a_clipping.ipynb #22252314
 class Gradients(NamedTuple):
     "Gradients of some lanes, to be clipped in place; all of them finite."
     norm: Tensor # [L] float64, of each lane's whole gradient
@@ -38,7 +38,7 @@ def fresh(clipper: Clipper, lanes: int, tensors: int = 1) -> dict[str, Tensor]: 
     "The memory of lanes that have not begun."
     return {name: torch.zeros(lanes, *shape, dtype=torch.float64) for name, shape in clipper.memory(tensors).items()}
 
-# %% ../../nbs/training/15a_clipping.ipynb #d00b4d42
+# %% ../../nbs/training/15a_clipping.ipynb #7e14a31e
 class NoClip(Clipper):
     "Gradients as they are."
     name: ClassVar = 'none'
@@ -48,7 +48,7 @@ class NormClip(Clipper):
     name: ClassVar = 'norm'
     max_norm: float = Field(1.0, gt=0, description='bound on the global gradient norm')
 
-# %% ../../nbs/training/15a_clipping.ipynb #a315ec15
+# %% ../../nbs/training/15a_clipping.ipynb #0149349f
 class ZClip(Clipper):
     "The global norm by its z-score (Kumar et al. 2025, arXiv 2504.02507)."
     name: ClassVar = 'zclip'
@@ -95,7 +95,7 @@ class ZClip(Clipper):
         mean.copy_(new.where(usable, mean))
         count.add_(usable.double())
 
-# %% ../../nbs/training/15a_clipping.ipynb #2ada191c
+# %% ../../nbs/training/15a_clipping.ipynb #453e254a
 def norms_of(tensors: list[list[Tensor]], # [L][T], of any shapes
              order: float = 2.0, # math.inf: the largest magnitude
             ) -> Tensor: # [L, T] float64, on the CPU
@@ -149,7 +149,7 @@ class AdaGC(Clipper):
         count.add_(1)
         return factors if self.as_published else factors.where(norm.isfinite()[:, None], 0.0)
 
-# %% ../../nbs/training/15a_clipping.ipynb #cda90d13
+# %% ../../nbs/training/15a_clipping.ipynb #9a5beab3
 class RobustClip(Clipper):
     "Each micro-batch's norm by those of the others (Allouah et al. 2025, arXiv 2405.14432)."
     name: ClassVar = 'arc_robust'
@@ -179,7 +179,7 @@ class RobustClip(Clipper):
         factors = (bound / norms).clamp(max=1.0).where(norms > bound, 1.0)
         return factors if self.as_published else factors.where(norms.isfinite(), 0.0)
 
-# %% ../../nbs/training/15a_clipping.ipynb #995508e8
+# %% ../../nbs/training/15a_clipping.ipynb #4de95b75
 def reset_warmup_factor(k: int, # steps taken since the reset
                         n: int, # steps of the warm-up; 0: none
                        ) -> float: # 0.01 at first, 1 after n steps
@@ -229,7 +229,7 @@ class Spam(Resetting):
         if found := bool(spikes.any()): g.copy_(torch.where(spikes, g.sign() * (self.threshold * v).sqrt(), g))
         return found
 
-# %% ../../nbs/training/15a_clipping.ipynb #924cdf27
+# %% ../../nbs/training/15a_clipping.ipynb #d61b045c
 class StableSpam(Resetting):
     "Elements and norms of each tensor by their own past, and resets (arXiv 2502.17055)."
     name: ClassVar = 'stable_spam'
@@ -275,7 +275,7 @@ class StableSpam(Resetting):
         weight.mul_(decay).add_(1 - decay)
         return memory[name] / weight[:, None]
 
-# %% ../../nbs/training/15a_clipping.ipynb #99fda197
+# %% ../../nbs/training/15a_clipping.ipynb #c0e1ff1b
 CLIPPERS = {kind.name: kind for kind in (NoClip, NormClip, ZClip, AdaGC, RobustClip, Spam, StableSpam)}
 
 def build_clipper(entry: str | dict, # a name, or `name` and the settings of that clipper

@@ -17,11 +17,12 @@ from pydantic import Field
 from ..checked import BadInput, Checked, build_named, data_file, nearest
 from ..decisions.model import Policy
 from ..decisions.schedules import SCHEDULES
+from .clipping import RobustClip
 from .corpus import Corpus, CorpusConfig
 from .decoder import GROUPS, DecoderConfig
 from .module import ModuleConfig
 from .optimizer import OptimizerConfig, group_rates
-from .stressors import build_stressor
+from .stressors import LongSequences, build_stressor
 
 # %% ../../nbs/training/19_configuration.ipynb #ed4892c4
 SWEEPABLE = ('seed', *(key for rate in ('learning_rate', 'weight_decay') for key in (rate, *(f'{rate}.{group}' for group in GROUPS))))
@@ -108,7 +109,8 @@ class TrainConfig(Checked):
         "What must fit together, does."
         if not re.fullmatch(r'\w[\w.-]*', self.name): raise ValueError(f"name = {self.name!r}: should be letters, digits, '_', '-' or '.', as the name of a folder")
         build_policy(self.policy)
-        for entry in self.stressors: build_stressor(entry)
+        stressors = [build_stressor(entry) for entry in self.stressors]
+        if isinstance(self.optimizer.clipper, RobustClip): self.optimizer.clipper.sizes(min([self.rows, *(self.rows // s.factor for s in stressors if isinstance(s, LongSequences))]), self.rows)
         if (self.window or 0) > self.longest: raise ValueError(f"window = {self.window}: should be at most the model's context, {self.longest}")
         for key, values in self.sweep.items():
             if key not in SWEEPABLE: raise ValueError(f"sweep.{key} cannot differ between lanes: {nearest(key, SWEEPABLE)}")

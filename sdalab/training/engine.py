@@ -34,7 +34,7 @@ class Observation(PerLane):
     loss: Tensor # [L] float64, mean cross-entropy in nats per token, before the update
     token_losses: Tensor # [L, B, T] cross-entropy of each token
     gradient_norm: Tensor # [L, G] float64, by group in the order of GROUPS, before clipping
-    clip_coefficient: Tensor # [L] float64, factor the gradient was scaled by; 1: not clipped
+    clip_coefficient: Tensor # [L] float64, norm of the gradient after clipping over that before; 1: not clipped
     movement: 'Movement | None' = None # how the step moved the weights, where the engine is `watching`; belongs to this step alone
 
 # %% ../../nbs/training/16_engine.ipynb #e29ea3da
@@ -43,7 +43,7 @@ class Movement(PerLane):
     "How one step moved the weights theta by Delta, under the gradient g of the batch before clipping."
     weight_norm: Tensor # [L, G] float64, |theta| by group, before the step
     update_norm: Tensor # [L, G] float64, |Delta| by group; 0 where the lane was not updated
-    gradient_dot_update: Tensor # [L] float64, g . Delta; NaN where g is not the gradient of the cross-entropy alone
+    gradient_dot_update: Tensor # [L] float64, g . Delta; NaN where g is not the gradient of the cross-entropy alone, or was clipped by another than a common factor
     gradient_cosine: Tensor # [L] float64, between this gradient and the one before; NaN for the first
     nonfinite: Tensor # [L] float64, elements of the gradient that are NaN or infinite
 

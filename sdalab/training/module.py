@@ -345,7 +345,7 @@ def _clip(self: ModuleEngine, state, clipper, norm, parts, disturb) -> tuple[flo
         combine(parts, factors)
         disturb()
         return norms_by_group(state, lambda p: p.grad).norm().item() / norm, 1.0
-    pieces = [(p.grad, moments[p]['exp_avg_sq']) for p in held if p.grad is not None and 'exp_avg_sq' in moments.get(p, {})]
+    pieces = [(p.grad, moments.get(p, {}).get('exp_avg_sq', nothing.expand_as(p))) for p in held if p.grad is not None]
     updates = max((moments[p]['step'].item() for p in held if p in moments), default=0.0) if clipper.needs_second_moment else 0.0
     gradients = Gradients(torch.tensor([norm], dtype=torch.float64), [[nothing if p.grad is None else p.grad for p in held]], [pieces], [updates])
     done = clip_lanes(clipper, gradients, state.memory, [0]).item()

@@ -101,7 +101,7 @@ def update(config: OptimizerConfig, stretch: Stretch, learning_rate_scale: float
         kernel(p, g, m, v, [], [steps], lr=lr, beta1=config.beta1, beta2=beta2, weight_decay=wd,
                eps=config.eps, amsgrad=False, maximize=False)
 
-# %% ../../nbs/training/15_optimizer.ipynb #41b48d28
+# %% ../../nbs/training/15_optimizer.ipynb #012a7d6a
 def step_weight(config: OptimizerConfig, beta2: float | None, # of one step; none: as configured
                ) -> float: # 1 where it is as configured
     "How much the step adds to `updates`. Raises `BadInput` where there is no second moment to decay."
@@ -123,7 +123,7 @@ def clip_coefficient(norm: float, # global gradient norm
     bound = min((b for b in bounds if b is not None), default=math.inf)
     return min(1.0, bound / (norm + 1e-6))
 
-# %% ../../nbs/training/15_optimizer.ipynb #16bdb486
+# %% ../../nbs/training/15_optimizer.ipynb #ac33f974
 DEFAULTS = {name: kind() for name, kind in CLIPPERS.items()}
 
 def clipping(config: OptimizerConfig, decision: Decision) -> tuple[Clipper | None, float | None]: # none: no clipper beside the bound
@@ -135,7 +135,7 @@ def clipping(config: OptimizerConfig, decision: Decision) -> tuple[Clipper | Non
     if config.name == 'sgd' and clipper.needs_second_moment: raise BadInput(f"clip = {clipper.name!r}: needs a second moment, which sgd has not")
     return None if isinstance(clipper, (NoClip, NormClip)) else clipper, min((b for b in bounds if b is not None), default=None)
 
-# %% ../../nbs/training/15_optimizer.ipynb #2beaf832
+# %% ../../nbs/training/15_optimizer.ipynb #18e490fd
 def memory_needed(config: OptimizerConfig, decisions: list[Decision], # of a step
                   held: dict[str, Tensor], # name -> [L, ...], what there is
                   tensors: int, # parameter tensors of a lane

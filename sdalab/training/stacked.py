@@ -181,7 +181,7 @@ def _update(self: Tile, lane, decision, norm, bound, ratio, factor, watching) ->
     for stretch in self.watch.pieces(lane) if watching else self.stretches[lane]: update(self.optimizer, stretch, scale, decision.weight_decay_scale, decision.beta2, first)
     return ratio * factor
 
-# %% ../../nbs/training/17_stacked.ipynb #662b92b2
+# %% ../../nbs/training/17_stacked.ipynb #c6b163f3
 @patch
 def _gradients(self: Tile, batch, micro_rows, decisions, clippers) -> tuple: # losses, and the micro-batches' gradients for lanes that are clipped by them
     robust = next((clipper for clipper in clippers if isinstance(clipper, RobustClip)), None)
