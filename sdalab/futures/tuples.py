@@ -7,8 +7,8 @@ Docs: https://sdalab.github.io/sdalab/futures/tuples.html.md"""
 # %% auto #0
 __all__ = ['LOG_VERSION', 'HORIZONS', 'FEATURES', 'SIGNALS', 'WINDOW', 'LEAST', 'SPAN', 'RESETS', 'ARROW', 'log_schema',
            'columns_of_kind', 'Level', 'level_of', 'trend', 'features_of', 'window_of', 'Nowhere', 'Watch', 'Outcomes',
-           'has_diverged', 'recovered_after', 'difference_to', 'measure', 'explore', 'tuples_of', 'as_columns',
-           'decision_of', 'log_arrow', 'TupleLog']
+           'has_diverged', 'recovered_after', 'difference_to', 'measure', 'explore', 'tuples_of', 'varied',
+           'as_columns', 'decision_of', 'log_arrow', 'TupleLog']
 
 # %% ../../nbs/futures/52_tuples.ipynb #ad55dbd3
 import fcntl, json, math, os
@@ -264,6 +264,30 @@ def tuples_of(trainer: Trainer, run: str, features: dict, tried: list[Decision],
     spent = len(outcomes.losses) * config.rows * config.context
     targets = lambda i: {f'{name}_{h}': float(getattr(outcomes, name)[i, j]) for name in ('difference', 'diverged') for j, h in enumerate(HORIZONS)}
     return [key | dict(lane=i, recovery=float(outcomes.recovery[i]), tokens=spent) | features | as_columns(d) | targets(i) for i, d in enumerate(tried)]
+
+# %% ../../nbs/futures/52_tuples.ipynb #35d8b38c
+def _trouble(rng, steps) -> list[dict]: # of a configuration
+    "One or two stressors, or none."
+    start = int(rng.integers(steps // 6, steps * 3 // 4))
+    log = lambda low, high: float(np.exp(rng.uniform(math.log(low), math.log(high))))
+    stop = dict(stop=start + int(rng.integers(20, 150))) if rng.random() < 0.5 else {}
+    kinds = [lambda: dict(name='hot_rate', factor=log(2, 30), start=start, **stop), lambda: dict(name='hot_rate', factor=log(2, 30), start=start, **stop),
+             lambda: dict(name='gradient_spikes', share=log(0.005, 0.05), factor=log(30, 3000), coordinates=log(1e-4, 1e-2), length=int(rng.integers(1, 4)), start=start),
+             lambda: dict(name='rare_tokens', share=log(0.02, 0.3), start=start), lambda: dict(name='label_noise', share=float(rng.uniform(0.2, 0.9)), start=start, **stop),
+             lambda: dict(name='tiny_data', windows=int(rng.integers(4, 32)), start=start), lambda: dict(name='aggressive_warmup', start=start, steps=int(rng.integers(50, 200)), factor=log(3, 30))]
+    return [kinds[i]() for i in rng.choice(len(kinds), 0 if rng.random() < 0.1 else 1 + int(rng.random() < 0.3), replace=False)]
+
+def varied(seed: int, steps: int = 400) -> TrainConfig: # of one lane, small and quick
+    "A run drawn at random: model, text, optimizer, schedule and trouble."
+    rng = philox(seed, 1, 'futures', 100)
+    width, context = [(16, 32), (32, 32), (32, 64)][rng.integers(3)]
+    name = str(rng.choice(['adam', 'adamw', 'adamw', 'sgd']))
+    rate = float(np.exp(rng.uniform(*np.log((0.03, 0.6) if name == 'sgd' else (1e-3, 3e-2)))))
+    optimizer = dict(name=name, learning_rate=rate, weight_decay=float(rng.choice([0.0, 0.01, 0.1])) * (0.01 if name == 'sgd' else 1), clip_norm=[None, 1.0][rng.integers(2)])
+    optimizer |= dict(momentum=0.9) if name == 'sgd' else dict(beta2=float(rng.choice([0.95, 0.99, 0.999])))
+    policy = [dict(name='constant'), dict(name='warmup_cosine', warmup_steps=20), dict(name='warmup_stable_decay', warmup_steps=20)][rng.integers(3)]
+    return TrainConfig(name=f'varied-{seed}', steps=steps, rows=4, threads=1, seed=seed, model=dict(context=context, width=width, inner_width=width * 3 // 2, hidden_width=2 * width), corpus=dict(tokenizer=str(rng.choice(['char', 'byte']))),
+                       optimizer=optimizer, policy=policy, stressors=_trouble(rng, steps), evaluate_every=50, evaluate_batches=8)
 
 # %% ../../nbs/futures/52_tuples.ipynb #3ad0a74c
 RESETS = {'no': False, 'both': True, 'first': 'first', 'second': 'second'}
