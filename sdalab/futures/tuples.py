@@ -280,14 +280,14 @@ def _trouble(rng, steps) -> list[dict]: # of a configuration
 def varied(seed: int, steps: int = 400) -> TrainConfig: # of one lane, small and quick
     "A run drawn at random: model, text, optimizer, schedule and trouble."
     rng = philox(seed, 1, 'futures', 100)
-    width, context = [(16, 32), (32, 32), (32, 64)][rng.integers(3)]
+    width, context = [(16, 32), (32, 32), (48, 32)][rng.integers(3)]
     name = str(rng.choice(['adam', 'adamw', 'adamw', 'sgd']))
     rate = float(np.exp(rng.uniform(*np.log((0.03, 0.6) if name == 'sgd' else (1e-3, 3e-2)))))
     optimizer = dict(name=name, learning_rate=rate, weight_decay=float(rng.choice([0.0, 0.01, 0.1])) * (0.01 if name == 'sgd' else 1), clip_norm=[None, 1.0][rng.integers(2)])
     optimizer |= dict(momentum=0.9) if name == 'sgd' else dict(beta2=float(rng.choice([0.95, 0.99, 0.999])))
     policy = [dict(name='constant'), dict(name='warmup_cosine', warmup_steps=20), dict(name='warmup_stable_decay', warmup_steps=20)][rng.integers(3)]
-    return TrainConfig(name=f'varied-{seed}', steps=steps, rows=4, threads=1, seed=seed, model=dict(context=context, width=width, inner_width=width * 3 // 2, hidden_width=2 * width), corpus=dict(tokenizer=str(rng.choice(['char', 'byte']))),
-                       optimizer=optimizer, policy=policy, stressors=_trouble(rng, steps), evaluate_every=50, evaluate_batches=8)
+    return TrainConfig(name=f'varied-{seed}', steps=steps, rows=8, threads=1, seed=seed, model=dict(context=context, width=width, inner_width=width * 3 // 2, hidden_width=2 * width), corpus=dict(tokenizer=str(rng.choice(['char', 'byte']))),
+                       optimizer=optimizer, policy=policy, stressors=_trouble(rng, steps), evaluate_every=50, evaluate_batches=6)
 
 # %% ../../nbs/futures/52_tuples.ipynb #3ad0a74c
 RESETS = {'no': False, 'both': True, 'first': 'first', 'second': 'second'}
