@@ -80,7 +80,7 @@ def _series(loss, level) -> dict: # loss: the finite ones
     if math.isnan(level.median): return {}
     over = lambda x: float(np.arcsinh(x / level.noise))
     now, latest = loss[-8:].mean(), loss[-64:]
-    return dict(loss_level=math.log(now / level.median), loss_z=over(now - level.median), loss_excess=over(now - level.best), loss_peak=over(latest.max() - level.median), loss_trend=trend(loss[-96:]),
+    return dict(loss_now=float(now), loss_level=math.log(now / level.median), loss_z=over(now - level.median), loss_excess=over(now - level.best), loss_peak=over(latest.max() - level.median), loss_trend=trend(loss[-96:]),
                 loss_spread=math.log(max(loss[-16:].std(), 1e-9) / level.noise), loss_noise=math.log(level.noise / level.median), spike_share=float((latest > level.median + 6 * level.noise).mean()))
 
 def _gradients(log_norm) -> dict:
