@@ -241,8 +241,9 @@ def explore(config: TrainConfig, # of one lane
             run: str | None = None, # name in the tuples; none: the configuration's
             long_share: float = 0.0, # of the forks that also run to the last of HORIZONS, with half of the lanes
            ) -> list[dict]: # tuples
-    "Train a run and, at random steps, try random decisions beside the no-op. What is tried never touches the run itself."
+    "Train a run and, at random steps, try random decisions beside the no-op, those that its optimizer can follow. What is tried never touches the run itself."
     rng, watch, rows = philox(seed, 0, 'futures', 100), Watch(Trainer(config)), []
+    space = space.suited(config.optimizer, config.rows)
     at = sorted(rng.choice(np.arange(64, config.steps), forks, replace=False).tolist())
     for number, step in enumerate(at, 1):
         while watch.trainer.state.step < step and watch.trainer.alive.all(): watch.advance()
