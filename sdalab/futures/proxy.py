@@ -263,7 +263,7 @@ class Networks(Rung):
             spread = np.nan_to_num(np.nanstd(np.clip(wide, -1e6, 1e6), (0, 1)))
         held = dict(middle=middle, spread=np.where(spread > 1e-9, spread, np.inf), recovery=np.array(np.nanmedian(y.recovery)))
         z = torch.from_numpy(cls._standard(wide, held)).float().flatten(0, 1)
-        goal, event = torch.from_numpy(y.difference).float().flatten(), torch.from_numpy(y.diverged).float().flatten()
+        goal, event = (torch.tensor(part, dtype=torch.float32).flatten() for part in (y.difference, y.diverged))
         acted = torch.from_numpy(np.repeat(x.codes.any(1), len(HORIZONS)))
         rows = torch.nonzero(~event.isnan())[:, 0]
         torch_seed = torch.Generator().manual_seed(seed)
