@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field
 from ..checked import BadInput, Checked
 from ..decisions.model import ClipName, Decision
+from ..training.optimizer import OptimizerConfig, memory_needed
 
 # %% ../../nbs/futures/50_actions.ipynb #444fe8d1
 class ActionSpace(Checked):
@@ -58,6 +59,22 @@ class ActionSpace(Checked):
 # %% ../../nbs/futures/50_actions.ipynb #661f5283
 OPTIONS = ActionSpace(learning_rate_scale=[0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25], clip=[None, 'zclip', 'arc_robust', 'adagc', 'spam', 'stable_spam'],
                       momentum_reset=[False, True, 'first', 'second'], reset_warmup=[0, 150], beta2=[None, 0.95])
+
+# %% ../../nbs/futures/50_actions.ipynb #70941e81
+from fastcore.basics import patch
+
+def _takes(optimizer, rows, decision) -> bool:
+    try: memory_needed(optimizer, [decision], {}, 1, rows, rows)
+    except BadInput: return False
+    return True
+
+@patch
+def suited(self: ActionSpace, optimizer: OptimizerConfig, # of the run
+           rows: int, # windows in its batch
+          ) -> ActionSpace:
+    "The part of the space that this optimizer can follow."
+    held = {f: [v for v in getattr(self, f) if f == 'reset_warmup' or _takes(optimizer, rows, Decision(**{f: v}))] for f in type(self).model_fields}
+    return ActionSpace(**{f: values or [Decision.model_fields[f].default] for f, values in held.items()})
 
 # %% ../../nbs/futures/50_actions.ipynb #f08555fe
 CLIPS = ('none', 'norm', 'zclip', 'adagc', 'arc_robust', 'spam', 'stable_spam')

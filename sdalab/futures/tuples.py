@@ -235,14 +235,15 @@ def measure(trainer: Trainer, # of the futures, side by side, the no-op first; g
 
 def explore(config: TrainConfig, # of one lane
             forks: int = 3, # moments at which futures part, drawn evenly from step 64 on
-            lanes: int = 12, # futures a fork, the no-op among them
+            lanes: int = 8, # futures a fork, the no-op among them
             horizons: tuple[int, ...] = (10, 50, 200), # of HORIZONS
             seed: int = 0, space: ActionSpace = OPTIONS, # that decisions are drawn from
             run: str | None = None, # name in the tuples; none: the configuration's
             long_share: float = 0.0, # of the forks that also run to the last of HORIZONS, with half of the lanes
            ) -> list[dict]: # tuples
-    "Train a run and, at random steps, try random decisions beside the no-op. What is tried never touches the run itself."
+    "Train a run and, at random steps, try random decisions beside the no-op, those that its optimizer can follow. What is tried never touches the run itself."
     rng, watch, rows = philox(seed, 0, 'futures', 100), Watch(Trainer(config)), []
+    space = space.suited(config.optimizer, config.rows)
     at = sorted(rng.choice(np.arange(64, config.steps), forks, replace=False).tolist())
     for number, step in enumerate(at, 1):
         while watch.trainer.state.step < step and watch.trainer.alive.all(): watch.advance()
@@ -277,10 +278,10 @@ def _trouble(rng, steps) -> list[dict]: # of a configuration
              lambda: dict(name='tiny_data', windows=int(rng.integers(4, 32)), start=start), lambda: dict(name='aggressive_warmup', start=start, steps=int(rng.integers(50, 200)), factor=log(3, 30))]
     return [kinds[i]() for i in rng.choice(len(kinds), 0 if rng.random() < 0.1 else 1 + int(rng.random() < 0.3), replace=False)]
 
-def varied(seed: int, steps: int = 400) -> TrainConfig: # of one lane, small and quick
+def varied(seed: int, steps: int = 300) -> TrainConfig: # of one lane, small and quick
     "A run drawn at random: model, text, optimizer, schedule and trouble."
     rng = philox(seed, 1, 'futures', 100)
-    width, context = [(16, 32), (32, 32), (48, 32)][rng.integers(3)]
+    width, context = int(rng.choice([16, 24, 32])), 32
     name = str(rng.choice(['adam', 'adamw', 'adamw', 'sgd']))
     rate = float(np.exp(rng.uniform(*np.log((0.03, 0.6) if name == 'sgd' else (1e-3, 3e-2)))))
     optimizer = dict(name=name, learning_rate=rate, weight_decay=float(rng.choice([0.0, 0.01, 0.1])) * (0.01 if name == 'sgd' else 1), clip_norm=[None, 1.0][rng.integers(2)])
