@@ -6,7 +6,7 @@ Docs: https://sdalab.github.io/sdalab/checkpoints/resume.html.md"""
 
 # %% auto #0
 __all__ = ['FREE', 'check_same_run', 'check_same_text', 'machine_changes', 'is_complete', 'load_file', 'rows_reach',
-           'usable_files', 'go_on', 'train']
+           'usable_files', 'go_on', 'stand_on_main_line', 'train']
 
 # %% ../../nbs/checkpoints/44_resume.ipynb #ab2af47e
 from pathlib import Path
@@ -18,7 +18,7 @@ from .snapshot import restore, seed_generators
 from .store import Checkpointing, SavedState, Store
 from ..decisions.model import Decision
 from ..journal.reader import Run, reading
-from ..journal.tree import lineage
+from ..journal.tree import lineage, main_lines
 from ..journal.writer import Journal
 from ..training.configuration import TrainConfig, as_config, as_entries, differences
 from ..training.train import Callback, Planned, Trainer, check_seconds, machine, open_journal
@@ -108,6 +108,16 @@ def _take_back(trainer, journal, store, nodes, step): # without the nodes that w
         (store.run_dir/file.path).unlink(missing_ok=True)
 
 # %% ../../nbs/checkpoints/44_resume.ipynb #26c3b3ea
+def stand_on_main_line(trainer: Trainer, run: Run) -> None:
+    "Where the main line has left fork 0, the trainer stands at the root of the fork that it goes on in."
+    nodes = run.nodes().set_index('node')
+    fork = max((int(nodes.loc[end, 'fork']) for end in main_lines(run).values()), default=0)
+    if not fork: return
+    first = nodes[nodes.fork == fork].iloc[0]
+    table = run.checkpoints().set_index('id')
+    load_file(trainer, run.run_dir/table.loc[int(first.checkpoint), 'path'])
+    trainer.fork, trainer.nodes, trainer.standing = fork, [int(first.name)], [Decision(**first.decision)]
+
 def train(config: TrainConfig, run_dir, # of the run; one that was interrupted goes on
           seconds: float | None = None, # stop after so long
           report: Callable | None = None, # called with the trainer after every step; True stops
@@ -125,7 +135,8 @@ def train(config: TrainConfig, run_dir, # of the run; one that was interrupted g
         check_same_text(run, trainer)
         torch.set_num_threads(run.machine['threads'])
     with Journal.open(run_dir, running=False) if run else open_journal(trainer, run_dir) as journal:
-        trainer.callbacks = [*carried, Checkpointing(run_dir, config.checkpoints)] # last: what the others remember belongs into the state
+        early, late = ([c for c in carried if c.late is which] for which in (False, True))
+        trainer.callbacks = [*early, Checkpointing(run_dir, config.checkpoints), *late] # what the others remember belongs into the state
         seed_generators(config.seed)
         if run: _take_up(trainer, journal, run, say)
         status = trainer.run(journal, seconds, report)
@@ -133,6 +144,7 @@ def train(config: TrainConfig, run_dir, # of the run; one that was interrupted g
     return status
 
 def _take_up(trainer, journal, run, say):
+    stand_on_main_line(trainer, run)
     source = go_on(trainer, journal, run.run_dir)
     journal.set_status('running')
     say(f"{run.name}: going on at step {trainer.state.step}, from {source or 'the beginning'}")

@@ -94,7 +94,7 @@ class Store:
 
     def unpin(self, file: SavedState, reason: str | None = None): # None: every reason a person gave
         "Keep it for one reason less. Raises `BadInput` where forks start from it."
-        forks = [pin for pin in file.pins if pin.startswith('fork ')]
+        forks = [pin for pin in file.pins if pin.startswith(('fork ', 'decision '))]
         if reason is None and file.pins == forks and forks: raise BadInput(f"{file.path}: {', '.join(forks)} started from it, so it stays")
         file.pins = [pin for pin in file.pins if pin != reason and (reason is not None or pin in forks or pin == 'best')]
         self.journal.pin_checkpoint(file.path, file.pins)
@@ -238,7 +238,7 @@ def _tidy(self: Checkpointing, journal):
         self.store.forget(file)
         self._chore(journal, file, (self.run_dir/file.path).unlink, lambda done: None)
     if self.config.kind == 'compact':
-        for file in [f for f in self.store.files[:-1] if f.kind == 'exact' and not any(pin.startswith('fork ') for pin in f.pins)]:
+        for file in [f for f in self.store.files[:-1] if f.kind == 'exact' and not any(pin.startswith(('fork ', 'decision ')) for pin in f.pins)]:
             file.kind = 'compact'
             self._chore(journal, file, make_compact, lambda size, file=file: journal.replace_checkpoint(file.path, 'compact', size), self.run_dir/file.path)
 
@@ -282,9 +282,38 @@ def _release(self: Checkpointing, snapshot):
     if not any(snapshot is other for other in held): self.pool.give_back(snapshot)
 
 # %% ../../nbs/checkpoints/43_store.ipynb #479fd3fb
+@patch
+def before(self: Checkpointing, step: int) -> Snapshot | None:
+    "The latest snapshot in memory of at most so many steps."
+    return next((s for s in reversed(self.memory) if s.step <= step), None)
+
+@patch
+def keep(self: Checkpointing, snapshot: Snapshot, journal: Journal, pins: list[str]) -> str: # its file, below the run directory
+    "Put a snapshot on disk, pinned, and wait until it is there. Raises `BadInput` where it cannot be written."
+    self.wait(journal)
+    there = lambda: next((f for f in self.store.files if f.step == snapshot.step and f.kind == 'exact'), None)
+    if file := there():
+        for pin in pins: self.store.pin(file, pin)
+        self._release(snapshot)
+    else: self._send(snapshot, journal, list(pins), must=True)
+    self.wait(journal)
+    if not there(): raise BadInput(f"the state of step {snapshot.step} could not be written; the event checkpoint_failed says why")
+    return there().path
+
+@patch
+def on_rewind(self: Checkpointing, trainer: Trainer, journal: Journal):
+    "What is in memory belongs to the line that was left; the new one begins with the state it starts from."
+    self.wait(journal)
+    self.thread.shutdown()
+    left, self.memory = self.memory, []
+    for snapshot in left: self._release(snapshot)
+    self.on_train_begin(trainer, journal)
+    if self.config.memory_keep and self.capacity != 0: self._remember(self.pool.take(trainer), journal)
+
+# %% ../../nbs/checkpoints/43_store.ipynb #7f477518
 def check_note(note: str) -> str: # the same
     "Raises `BadInput` for a word that the lab itself pins with."
-    if note == 'best' or note.startswith('fork '): raise BadInput(f"note = {note!r}: the lab's own word for a pin; take another")
+    if note == 'best' or note.startswith(('fork ', 'decision ')): raise BadInput(f"note = {note!r}: the lab's own word for a pin; take another")
     return note
 
 @patch

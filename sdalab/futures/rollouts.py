@@ -114,7 +114,7 @@ class Group:
         for lane, rollout in enumerate(self.racing): rollout.settled = windows[lane].numpy() if t.alive[lane] else np.full(windows.shape[1], math.inf)
 
 # %% ../../nbs/futures/55_rollouts.ipynb #d6f964ac
-SETTLE, COMMON_RATE = 10, 0.1 # steps at the end, and their learning rate as a share of the configured one
+SETTLE, COMMON_RATE = 20, 0.25 # steps at the end, and their learning rate as a share of the configured one
 
 def beaten(rollouts: list[Rollout], # still racing
            since: int, # first step of the stage

@@ -60,7 +60,7 @@ class MonitorConfig(Checked):
 class FuturesConfig(Checked):
     "Alternate futures: when several ways on are tried, and how one is chosen."
     armed: bool = Field(False, description='whether the run tries alternate futures')
-    trigger: dict = Field({'name': 'robust'}, description="what sets it off: a detector's name and settings, {name: sensed, signal, above, steps}, or {name: by_hand}")
+    trigger: dict = Field({'name': 'index_robust'}, description="what sets it off: a detector's name and settings, {name: sensed, signal, above, steps}, or {name: by_hand}")
     back: int = Field(30, ge=0, description='steps between the root and the trigger, at least: the trouble may have begun before it was noticed')
     pass_over: int = Field(100, ge=1, description='batches that rewind-and-skip leaves out')
     proposer: dict = Field({'name': 'grid'}, description='name of the proposer, and its settings')
@@ -72,7 +72,7 @@ class FuturesConfig(Checked):
     confidence: float = Field(0.95, gt=0.5, lt=1, description='of the paired bounds')
     clairvoyant: bool = Field(False, description="roll out on the very batches to come: a bound on what could be gained, not a policy")
     refractory: int = Field(200, ge=0, description='steps after a decision before the next')
-    budget: float = Field(0.3, gt=0, description="share of the run's planned tokens that rollouts and rewound steps may cost in all")
+    budget: float = Field(0.5, gt=0, description="share of the run's planned tokens that rollouts and rewound steps may cost in all")
 
     def model_post_init(self, context):
         "Rollouts grow, and one decision is over before the next begins: with a delay of d decisions only gains below 2 sin(pi / (2 (2d + 1))) are stable."

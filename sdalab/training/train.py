@@ -207,6 +207,7 @@ class Callback:
     "Carried along by the loop. Every hook does nothing unless it is overridden."
     name = '' # of its state in a checkpoint; empty: it remembers nothing
     commands: tuple[str, ...] = () # kinds of command that it carries out
+    late = False # comes after the checkpoints are taken
     def on_train_begin(self, trainer: Trainer, journal: Journal): "Before the first step taken here."
     def columns(self, trainer: Trainer, journal: Journal) -> dict[str, list]: "What it adds to the journal's row of the step just taken, one value a lane; policies see it at the next step."; return {}
     def on_step_end(self, trainer: Trainer, journal: Journal): "After a step, which is in the journal already."
@@ -316,11 +317,12 @@ def _obey_all(self: Trainer, journal, ended: Callable) -> bool: # whether to go 
         time.sleep(PAUSE)
 
 @patch
-def journal_step(self: Trainer, journal):
+def journal_step(self: Trainer, journal: Journal):
     "One step, written down for the lanes that were alive before it."
     step, was_alive = self.state.step, self.alive
     columns = self.advance()
-    self.sensed = {name: values for callback in self.callbacks for name, values in callback.columns(self, journal).items()}
+    self.sensed = {}
+    for callback in self.callbacks: self.sensed |= callback.columns(self, journal)
     columns |= self.sensed
     keep = np.flatnonzero(was_alive)
     for name in self.stress.begun: journal.event('stressor', step, self.nodes[keep[0]], name=name, settings=next(s for s in self.stressors if s.name == name).model_dump(exclude_unset=True))
