@@ -55,9 +55,10 @@ def train_run(config, root: Path, # folder that holds the runs
              ) -> str: # 'finished', 'interrupted' by somebody, or 'out of time'
     "Train with progress on the terminal; Ctrl-C ends after the step under way."
     from sdalab.checkpoints.resume import train
+    from sdalab.futures.orchestrator import futures
     from sdalab.regime.monitor import senses
     started = time.monotonic()
-    with watching(config.name, config.steps) as (report, interrupt): status = train(config, root/config.name, seconds, report, say, senses)
+    with watching(config.name, config.steps) as (report, interrupt): status = train(config, root/config.name, seconds, report, say, lambda config: senses(config) + futures(config))
     late = seconds is not None and time.monotonic() - started > seconds and not interrupt.asked
     return 'out of time' if status == 'interrupted' and late else status
 
@@ -123,7 +124,7 @@ def say_sensed(run: Run):
 def finish(run: Run, status: str):
     "The table, and how to go on; exits with what became of the run."
     from sdalab.evaluation.outcome import summary
-    lanes = summary(run, fork=0).drop(columns=['fork', 'node'])
+    lanes = summary(run, main=True).drop(columns=['fork', 'node'])
     out.print(table(lanes, f'{run.name}: {status}, losses in nats per token and bits per character'))
     out.print(f'look:    sdalab runs show {run.name}\nwatch:   panel serve dashboards/live.py --address 127.0.0.1\ntree:    sdalab tree {run.name}\nexport:  sdalab runs export {run.name}', markup=False, highlight=False)
     say_sensed(run)
@@ -268,7 +269,7 @@ def sized(config, seconds: float):
 def show_result(run: Run, status: str):
     "Table, picture, and what to try next."
     from sdalab.evaluation.outcome import summary
-    lanes = summary(run, fork=0)
+    lanes = summary(run, main=True)
     if lanes.train_loss.isna().all(): return out.print(f'{run.name}: {status} before its first step', markup=False)
     out.print(table(lanes.drop(columns=['seed', 'fork', 'node']), f'{run.name}: {status}'))
     picture(run, lanes, path := run.run_dir/'losses.png')

@@ -12,7 +12,7 @@ import math
 import numpy as np, pandas as pd
 from ..checked import BadInput
 from ..journal.reader import Run
-from ..journal.tree import ends, stitch
+from ..journal.tree import ends, main_lines, stitch
 
 # %% ../../nbs/evaluation/60_outcome.ipynb #c139bb67
 MARGIN = 0.1 # nats per token that a lane must be better than token frequencies alone
@@ -44,14 +44,13 @@ def last_mean(values: np.ndarray, # [steps], NaN where missing
     return float(values[-max(1, int(share * len(values))):].mean())
 
 def summary(run: Run, # with the facts of its corpus
-            fork: int | None = None, # only the ends of this fork; 0: the main line
+            main: bool = False, # only where the main lines end
            ) -> pd.DataFrame: # one row an end of the tree
     "Final losses in nats per token and bits per character, speed and label of every end. Raises `BadInput` for a run without corpus facts."
     corpus, signals = run.config.get('facts', {}).get('corpus'), run.signals(['loss', 'validation_loss', 'tokens', 'step_seconds', 'wall_time'])
     if corpus is None: raise BadInput(f"run = {run.name!r}: its journal says nothing of a corpus, so its losses cannot be judged")
     nodes, rows = run.nodes().set_index('node'), []
-    for end in nodes.loc[ends(nodes)].itertuples():
-        if fork is not None and end.fork != fork: continue
+    for end in nodes.loc[sorted(main_lines(run).values()) if main else ends(nodes)].itertuples():
         lane = stitch(signals, nodes, end.Index)
         loss, validation = lane.loss.values, lane.validation_loss.values
         seen = validation[~np.isnan(validation)]

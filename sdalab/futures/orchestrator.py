@@ -6,7 +6,7 @@ Docs: https://sdalab.github.io/sdalab/futures/orchestrator.html.md"""
 
 # %% auto #0
 __all__ = ['SCORED', 'Trigger', 'ByHand', 'DetectorTrigger', 'Sensed', 'SensedTrigger', 'build_trigger', 'Judged', 'fluctuations',
-           'judge', 'winner', 'plain', 'record_path', 'records', 'Root', 'Futures', 'futures']
+           'judge', 'winner', 'plain', 'record_path', 'records', 'Root', 'Futures', 'with_effect', 'futures', 'propose']
 
 # %% ../../nbs/futures/56_orchestrator.ipynb #2a23d137
 import copy, json, math, time
@@ -17,6 +17,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np, torch
 from pydantic import Field
 from ..checked import BadInput, Checked, nearest
+from ..checkpoints.branch import parent_at, retrace, stand_at
 from ..checkpoints.codec import BadCheckpoint, Checkpoint, replacing
 from ..checkpoints.snapshot import restore
 from ..checkpoints.store import Checkpointing
@@ -24,13 +25,14 @@ from ..decisions.model import Decision
 from .proposals import Bayesian, build_proposer
 from .proxy import Constant, Prediction, load_proxy
 from .rollouts import Candidate, Group, Rollout, SETTLE, paired, quantile, race, rehearsal_seed, rehearsed
-from .tuples import HORIZONS, SIGNALS, WINDOW, features_of
+from .tuples import HORIZONS, SIGNALS, WINDOW, features_of, window_of
 from ..journal.reader import Run
 from ..journal.schema import signal_columns
+from ..journal.tree import history
 from ..journal.writer import Journal
 from ..regime.detectors import DETECTORS, detector
 from ..regime.regimes import History
-from ..training.configuration import FuturesConfig, TrainConfig
+from ..training.configuration import FuturesConfig, TrainConfig, as_config
 from ..training.train import Callback, Trainer
 
 # %% ../../nbs/futures/56_orchestrator.ipynb #241199b2
@@ -114,7 +116,7 @@ def judge(rollouts: list[Rollout], # the first is staying
         free = min(1.0, j.rollout.candidate.decision.learning_rate_scale)
         j.gain, j.gain_error = paired(stay.rollout.settled, j.rollout.settled)
         j.calm, j.calm_error = paired(moved[0] * free, own)
-        better, calmer = j.gain > t * j.gain_error, j.calm > t * j.calm_error and j.gain > -t * j.gain_error
+        better, calmer = j.gain > t * j.gain_error, j.calm > t * j.calm_error and j.gain >= -t * j.gain_error
         if j.rollout.broken or not math.isfinite(j.rollout.settled.sum()): j.verdict = 'broke'
         elif j.risk > highest_risk: j.verdict = 'rejected: its predicted risk is not among the lowest'
         elif stay.rollout.broken: j.verdict = 'proven: staying is not finite'
@@ -165,7 +167,7 @@ class Futures(Callback):
         self.config, self.trigger, self.proposer = config, build_trigger(config.trigger), build_proposer(config.proposer)
         self.proxy = load_proxy(config.proxy) if config.proxy else None
         if isinstance(self.proposer, Bayesian) and self.proxy: self.proposer.against(lambda features, decisions: self.proxy.predict(features, decisions).median[:, SCORED])
-        self.window, self.pending, self.ignored = History(WINDOW, 1, len(SIGNALS)), None, 0
+        self.window, self.pending, self.ignored, self.carries_out = History(WINDOW, 1, len(SIGNALS)), None, 0, True
 
     def state_dict(self): return dict(trigger=self.trigger.state_dict(), window=self.window.state_dict(), proposer=self.proposer.state_dict(), pending=self.pending)
     def load_state_dict(self, state):
@@ -298,7 +300,7 @@ def _try(self: Futures, trainer, journal) -> tuple[dict, Root]:
     journal.event('trigger', step, trainer.nodes[0], reason=self.pending, root=root.trainer.state.step)
     features = features_of(dict(zip(SIGNALS, self.window.last()[0].T)), step, trainer.config.steps, trainer.state.weight_decay.max().item() * trainer.standing[0].weight_decay_scale)
     seed = trainer.config.seed if trainer.standing[0].data_seed is None else trainer.standing[0].data_seed
-    proposals = self.proposer.propose(c.proposals, features, rehearsal_seed(seed, step))
+    proposals = with_effect(self.proposer.propose(c.proposals, features, rehearsal_seed(seed, step)), trainer)
     predicted = self.proxy.predict(features, proposals) if self.proxy else None
     highest, chosen = self._choose(proposals, predicted)
     stay, skip = Candidate('stay', Decision()), Candidate('rewind_and_skip', Decision(pass_over=c.pass_over + step - root.trainer.state.step))
@@ -316,6 +318,10 @@ def _try(self: Futures, trainer, journal) -> tuple[dict, Root]:
     return record, root
 
 # %% ../../nbs/futures/56_orchestrator.ipynb #bc8e4d2d
+def with_effect(proposals: list[Decision], trainer: Trainer) -> list[Decision]:
+    "Without those that scale a weight decay that is zero."
+    return proposals if trainer.state.weight_decay.any() else [d for d in proposals if d.weight_decay_scale == 1]
+
 @patch
 def _choose(self: Futures, proposals: list[Decision], predicted: Prediction | None) -> tuple[float, list[int]]:
     "The highest risk that may be accepted, and which proposals are rolled out."
@@ -364,7 +370,7 @@ def _record(self: Futures, trainer, root, judged: list[Judged], proposals, predi
                       root=dict(step=root.trainer.state.step, node=root.trainer.nodes[0], path=root.path), clairvoyant=self.config.clairvoyant, confidence=self.config.confidence,
                       features=features, forecast=forecast, proposals=[dict(decision=d.changes(), **each(i)) for i, d in enumerate(proposals)], tried=tried,
                       verdict='accepted' if best else 'stay', decision=best.rollout.candidate.decision.changes() if best else None,
-                      collapse=int(Run(self.kept.run_dir).nodes().fork.max()) + 1 if best else None, tokens=steps * self.tokens_a_step, seconds=seconds))
+                      collapse=int(Run(self.kept.run_dir).nodes().fork.max()) + 1 if best and self.carries_out else None, tokens=steps * self.tokens_a_step, seconds=seconds))
 
 # %% ../../nbs/futures/56_orchestrator.ipynb #0cf14c60
 @patch
@@ -387,3 +393,33 @@ def _collapse(self: Futures, trainer, journal, record: dict, root: Root):
 def futures(config: TrainConfig) -> list[Callback]:
     "The callbacks of a configuration's alternate futures, for `train`. Raises `BadInput` for what there is not."
     return [Futures(config.futures)] if config.futures.armed else []
+
+# %% ../../nbs/futures/56_orchestrator.ipynb #671320bb
+def propose(run_dir, at: int, # steps taken: staying goes on from here
+            node: int | None = None, # whose path is looked at; none: the only main line
+            report=None, # called with the trainer before each step that is taken again
+           ) -> dict: # the record
+    "Try alternate futures of a stored run. Raises `BadInput` for a step that it has not reached, or one that was decided already."
+    run = Run(run_dir)
+    config = as_config(run.config)
+    parent, along = parent_at(run, at, node)
+    by_hand = Futures(config.futures)
+    by_hand.carries_out, by_hand.pending = False, 'a person asked for it'
+    root_at = at - config.futures.back
+    if root_at < 1: raise BadInput(f"at = {at}: the root lies futures.back = {config.futures.back} steps before it; take a step from {config.futures.back + 1} on")
+    if (path := record_path(run.run_dir, int(run.nodes().set_index('node').loc[parent, 'fork']), at)).exists(): raise BadInput(f"at = {at}: was decided already, see {path}; take another step")
+    with Journal.open(run.run_dir, running=False) as journal:
+        trainer, source = stand_at(run, along, root_at)
+        kept = Checkpointing(run.run_dir, config.checkpoints)
+        def at_step(trainer):
+            if report: report(trainer)
+            if trainer.state.step == root_at:
+                kept.on_train_begin(trainer, journal)
+                kept.memory.append(kept.pool.take(trainer))
+        if difference := retrace(trainer, history(run, along), at, at_step): raise BadInput(f"step {difference.step}, taken again from {source}, is not what the journal says; `sdalab replay` tells more")
+        by_hand.kept, by_hand.tokens_a_step = kept, config.rows * config.context
+        past = window_of(history(run, along, SIGNALS), at)
+        for values in zip(*(past[name] for name in SIGNALS)): by_hand.window.write(*([v] for v in values))
+        trainer.sensed = {}
+        try: return by_hand._try(trainer, journal)[0]
+        finally: kept.wait(journal); kept.thread.shutdown()
