@@ -140,6 +140,20 @@ def test_interrupted_and_resumed_twice(tmp_path):
     assert Run(tmp_path / "parted").events().query("kind == 'resume'").step.tolist() == [31, 77], "a clean end keeps its last state"
 
 
+def test_a_run_that_is_interrupted_clips_as_one_that_is_not(tmp_path):
+    "What ZClip remembers is in every file, and a run that does not use it has nothing of the kind."
+    config = STACKED.replace(steps=40, optimizer=STACKED.optimizer.replace(clip={"name": "zclip", "warmup": 5}))
+    assert go(config, tmp_path / "whole") == "finished"
+    for stop in (2, 13, 27): assert go(config, tmp_path / "parts", stop) == "interrupted"
+    assert go(config, tmp_path / "parts") == "finished"
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+    names = [set(Checkpoint(path).names) for path in (tmp_path / "whole/checkpoints").rglob("*.ptz")]
+    assert all({"memory.zclip.mean", "memory.zclip.variance", "memory.zclip.count"} <= held for held in names)
+    assert Run(tmp_path / "whole").signals().clip_coefficient.min() < 1
+    go(STACKED.replace(steps=4), tmp_path / "plain")
+    assert not any(name.startswith("memory.") for path in (tmp_path / "plain/checkpoints").rglob("*.ptz") for name in Checkpoint(path).names)
+
+
 def test_a_fork_that_was_interrupted_goes_on_with_the_same_command(tmp_path):
     futures = [Decision(), Decision(learning_rate_scale=0.5, momentum_reset=True), Decision(skip=True)]
     for name in ("whole", "parted"): go(STACKED.replace(steps=40), tmp_path / name)

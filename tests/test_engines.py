@@ -187,3 +187,58 @@ def test_edge_95k_is_bit_invariant(dtype, rows):
     alone, among = final([5], 1), final([0, 1, 5, 2, 3], 2)
     assert torch.equal(alone.parameters[0], among.parameters[2])
     assert torch.equal(alone.observed.token_losses[0], among.observed.token_losses[2])
+
+
+CLIPS = ["none", "norm", "zclip", {"name": "adagc", "warmup": 3}, "arc_robust", {"name": "spam", "period": 4, "reset_warmup": 3, "grace": 2, "threshold": 5.0},
+         {"name": "stable_spam", "period": 4}, {"name": "stable_spam", "period": 4, "as_published": True}]
+
+
+def eventful(engine, steps, state=None):
+    "Steps with resets of either moment, a warm-up, and another beta2 on the way."
+    state, seen = state or engine.initial_state([3]), []
+    for _ in range(steps):
+        decision = Decision(momentum_reset={3: "first", 5: True, 9: "second"}.get(state.step, False), reset_warmup=2 if state.step == 5 else 0,
+                            beta2=0.9 if state.step in (2, 7) else None)
+        state = engine.step(state, decision, batch_at(state.step))
+        seen.append(state.observed.clip_coefficient.item())
+    return state, seen
+
+
+@pytest.mark.parametrize("clip", CLIPS, ids=str)
+def test_a_clipper_goes_on_from_a_fork_and_from_stored_tensors(make, clip):
+    engine = make(OptimizerConfig(clip=clip, learning_rate=0.01))
+    straight, seen = eventful(engine, 14)
+    half, first = eventful(engine, 7)
+    stored, step = {name: t.clone() for name, t in half.tensors().items()}, half.step
+    forked, second = eventful(engine, 7, fork(half, 1))
+    assert equal(straight, forked) and first + second == seen
+    loaded, third = eventful(engine, 7, engine.initial_state([8]).load(stored, step))
+    assert equal(straight, loaded) and third == second
+
+
+def test_a_run_that_bounds_norms_at_most_remembers_nothing(make):
+    engine = make(OptimizerConfig(clip_norm=0.5))
+    plain, named = run(engine, 4), run(engine, 4, Decision(clip="norm"))
+    assert not plain.memory and not named.memory and equal(plain, named)
+    lifted = run(engine, 4, Decision(clip="none"))
+    assert equal(lifted, run(make(OptimizerConfig()), 4)) and not equal(lifted, plain)
+
+
+@pytest.mark.parametrize("decision, said", [(Decision(clip="spam"), "second moment"), (Decision(momentum_reset="second"), "second moment"), (Decision(beta2=0.9), "beta2 = 0.9")])
+def test_decisions_that_sgd_cannot_follow_change_nothing(make, decision, said):
+    engine = make(OptimizerConfig(name="sgd", learning_rate=0.1))
+    state = engine.initial_state([3])
+    before = take(state, 0)
+    with pytest.raises(BadInput, match=said):
+        engine.step(state, decision, batch_at(0))
+    assert equal(state, before)
+
+
+def test_the_learning_rate_comes_back_after_a_reset(make):
+    engine = make(OptimizerConfig(name="sgd", learning_rate=0.1))
+    engine.watching = True
+    state, sizes = engine.initial_state([3]), []
+    for step in range(5):
+        state = engine.step(state, Decision(momentum_reset=step == 1, reset_warmup=2 if step == 1 else 0), batch_at(step))
+        sizes.append((state.observed.movement.update_norm.norm() / state.observed.gradient_norm.norm() / 0.1).item())
+    assert sizes == pytest.approx([1, 0.01, 1 - 0.99 * 0.75, 1 - 0.99 * 0.25, 1], rel=1e-3)

@@ -268,6 +268,7 @@ def combine(parts: list[tuple[dict[nn.Parameter, Tensor], float]], # of a gradie
         for (part, _), factor in zip(parts, factors):
             if p in part: p.grad.add_(part[p], alpha=factor)
 
+# %% ../../nbs/training/18_module.ipynb #cf83c519
 def parameters_of(state: ModuleState) -> list[nn.Parameter]:
     "Those that are optimized, group by group: the order of a flat row."
     return [p for group in state.optimizer.param_groups for p in group['params']]
@@ -351,6 +352,7 @@ def _clip(self: ModuleEngine, state, clipper, norm, parts, disturb) -> tuple[flo
     done = clip_lanes(clipper, gradients, state.memory, [0]).item()
     return (1.0, done) if clipper.common else (done, 1.0)
 
+# %% ../../nbs/training/18_module.ipynb #fa578b10
 @patch
 @torch.no_grad()
 def _update(self: ModuleEngine, state, decision, ratio, factor):
@@ -384,6 +386,7 @@ def _step_apart(self: ModuleEngine, state, beta2, weight):
             stretch = Stretch(p, p.grad, held['exp_avg'], held['exp_avg_sq'], held['step'].to(p.device), group['lr'], group['weight_decay'])
             update(self.optimizer, stretch, beta2=beta2, first_updates=held['first_step'].item())
 
+# %% ../../nbs/training/18_module.ipynb #f3d64609
 @contextmanager
 def quiet(model: nn.Module):
     "Without dropout, and afterwards as before."

@@ -142,6 +142,7 @@ def memory_needed(config: OptimizerConfig, decisions: list[Decision], # of a ste
                   rows: int, micro_rows: int, # of the batch, and those that the engine would take at a time
                  ) -> dict[str, Tensor]: # name -> [L, ...] float64, zero: what has to be added
     "The memory that a step needs and that is not there yet. Raises `BadInput` for decisions that the optimizer cannot follow."
+    if config.clip is None and not any(d.clip or d.momentum_reset or d.beta2 is not None for d in decisions): return {} # nearly always
     shapes, other = {}, False
     for decision in {id(d): d for d in decisions}.values():
         clipper, _ = clipping(config, decision)

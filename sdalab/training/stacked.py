@@ -135,7 +135,8 @@ def step(self: Tile, decisions: list[Decision], # one a lane of the tile
     finite = [math.isfinite(l + n) for l, n in zip(loss.tolist(), total.tolist())]
     going = [lane for lane, d in enumerate(decisions) if self._begin(lane, d, clips[lane][0], step, finite[lane])]
     clipped = self._clip([lane for lane in going if clips[lane][0]], clips, total, parts, decisions, batch)
-    clip = torch.tensor([self._update(lane, d, n, clips[lane][1], *clipped.get(lane, (1.0, 1.0)), watching) if lane in going else 1.0 for lane, (d, n) in enumerate(zip(decisions, total.tolist()))], dtype=torch.float64)
+    update_lane = lambda lane, norm: self._update(lane, decisions[lane], norm, clips[lane][1], *clipped.get(lane, (1.0, 1.0)), watching)
+    clip = torch.tensor([update_lane(lane, norm) if lane in going else 1.0 for lane, norm in enumerate(total.tolist())], dtype=torch.float64)
     plain = [not (batch.spike or d.regularisation or d.loss not in (None, 'cross_entropy')) and (not clipper or clipper.common) for d, (clipper, _) in zip(decisions, clips)]
     return Observation(loss, token_losses, norms, clip, self.watch.movement(norms, clip, plain) if watching else None)
 
