@@ -8,7 +8,7 @@ Docs: https://sdalab.github.io/sdalab/evaluation/comparison.html.md"""
 __all__ = ['paired', 'sign_flip', 'iqm', 'bootstrap_interval', 'holm', 'compare', 'tidy', 'divergences', 'detectable',
            'runs_needed', 'forest']
 
-# %% ../../nbs/evaluation/65_comparison.ipynb #0ac6847a
+# %% ../../nbs/evaluation/65_comparison.ipynb #5be4dbbe
 import math
 from typing import Callable
 import numpy as np, pandas as pd
@@ -17,7 +17,7 @@ from scipy.stats import barnard_exact, binomtest, bootstrap, fisher_exact, nct, 
 from ..checked import BadInput
 from ..decisions.model import Objective
 
-# %% ../../nbs/evaluation/65_comparison.ipynb #2c5550d5
+# %% ../../nbs/evaluation/65_comparison.ipynb #0a083d49
 def paired(table: pd.DataFrame, # one row a run: arm, seed, and the metric
            metric: str, # column, lower is better
            baseline: str, # arm that the others are compared with
@@ -32,14 +32,14 @@ def paired(table: pd.DataFrame, # one row a run: arm, seed, and the metric
         if (odd := ~np.isfinite(wide[arm])).any(): raise BadInput(f"{metric} = {wide[arm][odd].iloc[0]} for seed {wide.index[odd][0]} of arm {arm!r}: every arm needs a finite value for every seed; say what a run that diverged counts as")
     return wide.drop(columns=baseline).sub(wide[baseline], axis=0)
 
-# %% ../../nbs/evaluation/65_comparison.ipynb #09a6f255
+# %% ../../nbs/evaluation/65_comparison.ipynb #82d47411
 def sign_flip(differences, # [n]
               seed: int = 0, # of the flips beyond n = 16
              ) -> float: # two-sided
     "The p-value of the mean under random signs, exact up to 16 pairs."
     return float(permutation_test((np.asarray(differences, dtype=float),), np.mean, permutation_type='samples', n_resamples=2**16, vectorized=True, rng=np.random.default_rng(seed)).pvalue)
 
-# %% ../../nbs/evaluation/65_comparison.ipynb #c15ec0e5
+# %% ../../nbs/evaluation/65_comparison.ipynb #b39647fe
 def iqm(values, axis: int = -1): "Mean of the middle half; a quarter of the values, rounded down, is left out at each end."; return trim_mean(values, 0.25, axis=axis)
 
 def bootstrap_interval(values, # [n], one a run
@@ -52,7 +52,7 @@ def bootstrap_interval(values, # [n], one a run
     low, high = bootstrap((values,), statistic, confidence_level=confidence, n_resamples=draws, vectorized=True, rng=np.random.default_rng(seed)).confidence_interval
     return float(low), float(high)
 
-# %% ../../nbs/evaluation/65_comparison.ipynb #85ba7b8d
+# %% ../../nbs/evaluation/65_comparison.ipynb #4b9cde7e
 def holm(p, # [arms]
         ) -> np.ndarray: # [arms]
     "p-values adjusted for their number (Holm 1979)."
@@ -62,7 +62,7 @@ def holm(p, # [arms]
     adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
     return adjusted
 
-# %% ../../nbs/evaluation/65_comparison.ipynb #5fd4bcab
+# %% ../../nbs/evaluation/65_comparison.ipynb #ba32a846
 def compare(table: pd.DataFrame, # one row a run: arm, seed, and the metric
             metric: str, # column, lower is better
             baseline: str, # arm that the others are compared with
@@ -87,7 +87,7 @@ def tidy(compared: pd.DataFrame, # of `compare`
     return pd.DataFrame([dict(zip(('arm', 'pairs', 'difference [t interval]', 'interquartile mean [bootstrap]', 'better', 'p (sign flip)', 'p (Holm)'), (
         row.arm, str(row.n), text(row.mean, row.low, row.high), text(row.iqm, row.iqm_low, row.iqm_high), f'{row.better} of {row.n}', f'{row.p:.3g}', f'{row.p_holm:.3g}'))) for row in compared.itertuples()])
 
-# %% ../../nbs/evaluation/65_comparison.ipynb #4696f1f4
+# %% ../../nbs/evaluation/65_comparison.ipynb #e0c92dc3
 def divergences(table: pd.DataFrame, # one row a run: arm, seed, diverged (bool)
                 baseline: str, # arm that the others are compared with
                 confidence: float = 0.95, # of the bound
@@ -106,7 +106,7 @@ def divergences(table: pd.DataFrame, # one row a run: arm, seed, diverged (bool)
     others = found.arm != baseline
     return found.assign(holm=pd.Series(holm(found.barnard[others]), index=found.index[others]))
 
-# %% ../../nbs/evaluation/65_comparison.ipynb #91869224
+# %% ../../nbs/evaluation/65_comparison.ipynb #cc561273
 def detectable(n: int, # pairs, at least 2
                power: float = 0.8, level: float = 0.05, # two-sided
               ) -> float: # standard deviations of the paired difference
@@ -125,7 +125,7 @@ def runs_needed(share: float, other: float, # of runs that go wrong, in the two 
     spread = norm.isf(level / 2) * math.sqrt(2 * middle * (1 - middle)) + norm.isf(1 - power) * math.sqrt(share * (1 - share) + other * (1 - other))
     return math.ceil((spread / (share - other)) ** 2 - 0.5)
 
-# %% ../../nbs/evaluation/65_comparison.ipynb #bba78e7b
+# %% ../../nbs/evaluation/65_comparison.ipynb #cdcb0d9b
 def forest(compared: pd.DataFrame, # of `compare`
            metric: str = 'difference to the baseline', # with its unit
           ):
