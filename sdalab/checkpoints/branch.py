@@ -22,7 +22,7 @@ from .store import Checkpointing, Store, describe_run, file_name, header_of, wri
 from ..decisions.model import Decision
 from ..journal.reader import Run
 from ..journal.schema import JournalError, signal_columns
-from ..journal.tree import ends, history, lineage
+from ..journal.tree import history, lineage, main_lines
 from ..journal.writer import Journal
 from ..training.configuration import TrainConfig, as_config, parse_value
 from ..training.train import Callback, Planned, Trainer, check_seconds
@@ -176,7 +176,7 @@ def parent_at(run: Run, at: int, # steps taken before the fork
     "Raises `BadInput` for a step that the run has not reached, or where it has several lanes to choose from."
     nodes = run.nodes().set_index('node')
     if node is None:
-        main = [end for end in ends(nodes) if nodes.loc[end, 'fork'] == 0]
+        main = list(main_lines(run).values())
         if len(main) != 1: raise BadInput(f"node: the run has {len(main)} main lines, so say which with --node; they end in the nodes {', '.join(map(str, main)) or 'none'}")
         node = main[0]
     path, recorded = lineage(nodes, node), history(run, node, ['loss'])
