@@ -176,7 +176,7 @@ def parent_at(run: Run, at: int, # steps taken before the fork
     "Raises `BadInput` for a step that the run has not reached, or where it has several lanes to choose from."
     nodes = run.nodes().set_index('node')
     if node is None:
-        main = sorted(main_lines(run).values())
+        main = list(main_lines(run).values())
         if len(main) != 1: raise BadInput(f"node: the run has {len(main)} main lines, so say which with --node; they end in the nodes {', '.join(map(str, main)) or 'none'}")
         node = main[0]
     path, recorded = lineage(nodes, node), history(run, node, ['loss'])
