@@ -8,7 +8,7 @@ Docs: https://sdalab.github.io/sdalab/boundary/landscape.html.md"""
 __all__ = ['PLENTY', 'ENOUGH', 'LABELS', 'FIELDS', 'CONVERGED', 'RULES', 'Axis', 'ulps', 'precision_for', 'Pixels', 'Landscape',
            'Scores', 'Rule', 'LabRule', 'TorkamandiRule', 'SohlDicksteinRule', 'EscapeRule']
 
-# %% ../../nbs/boundary/70_landscape.ipynb #08cecf51
+# %% ../../nbs/boundary/70_landscape.ipynb #1f42dace
 import math
 from typing import Literal, Protocol
 import numpy as np, torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from ..checked import BadInput, Checked
 from ..evaluation.outcome import label
 
-# %% ../../nbs/boundary/70_landscape.ipynb #bebd8954
+# %% ../../nbs/boundary/70_landscape.ipynb #fea8a417
 class Axis(Checked):
     "One setting, and the window of it that is mapped."
     name: str = Field(description="the setting, such as 'learning_rate.attention'")
@@ -46,7 +46,7 @@ class Axis(Checked):
         low, high = self.at([first, last]).tolist()
         return self.replace(low=low, high=high)
 
-# %% ../../nbs/boundary/70_landscape.ipynb #8f74946b
+# %% ../../nbs/boundary/70_landscape.ipynb #f53c0d5c
 PLENTY, ENOUGH = 1000, 4 # units in the last place between neighbours: below the first move to float64, below the second refuse
 
 def ulps(axis: Axis, n: int, # pixels
@@ -67,7 +67,7 @@ def precision_for(axes: dict[Axis, int], # axis -> pixels
             raise BadInput(f"{axis.name} = {axis.low!r} to {axis.high!r}: {n} pixels lie {apart:.2g} units in the last place of float64 apart, and {ENOUGH} are needed; take a wider window or fewer pixels")
     return dtype if all(ulps(axis, n, dtype) >= PLENTY for axis, n in axes.items()) else torch.float64
 
-# %% ../../nbs/boundary/70_landscape.ipynb #0e901430
+# %% ../../nbs/boundary/70_landscape.ipynb #e5285915
 class Pixels(Protocol):
     "Runs under way, a lane each."
     step: int # steps taken; with `join` of the lanes there longest
@@ -83,10 +83,10 @@ class Landscape(Protocol):
     dtype: torch.dtype # of the training
     lanes: int # runs that are worth stepping at a time in one thread
     refill: bool # whether a step is the same for lanes at different steps, so that fresh ones may join
-    rule: 'Rule' # how a run is judged
+    judge: 'Rule' # how a run is judged; a preset may name it, `rule`
     def start(self, x: Tensor, y: Tensor) -> Pixels: "One lane a pixel; x, y [lanes] float64 settings."; ...
 
-# %% ../../nbs/boundary/70_landscape.ipynb #5add4253
+# %% ../../nbs/boundary/70_landscape.ipynb #87c37454
 LABELS = 'learned', 'stuck', 'diverged' # a pixel's class is a place in it; -1: not known
 FIELDS = dict(label='int8', torkamandi='float64', sohl_dickstein='float64', last='float64', largest='float64', nonfinite='int32', steps='int32') # of a pixel's record
 
@@ -117,7 +117,7 @@ class Scores:
     @property
     def done(self) -> Tensor: "[n] runs that have all their steps."; return self.step >= self.total
 
-# %% ../../nbs/boundary/70_landscape.ipynb #1a5bada9
+# %% ../../nbs/boundary/70_landscape.ipynb #98f6773c
 from fastcore.basics import patch
 
 @patch
@@ -148,7 +148,7 @@ def ended(self: Scores) -> Scores:
     over.nonfinite = self.nonfinite
     return over
 
-# %% ../../nbs/boundary/70_landscape.ipynb #d2f17537
+# %% ../../nbs/boundary/70_landscape.ipynb #561465fc
 CONVERGED = 0.4 # Torkamandi's c: the share of the first loss that a run must come below
 
 @patch
@@ -181,7 +181,7 @@ def record(self: Scores, rule) -> dict[str, np.ndarray]: # by FIELDS, [n] each
     found = dict(label=rule.labels(over), torkamandi=over.torkamandi(), sohl_dickstein=over.sohl_dickstein(), last=last, largest=self.largest, nonfinite=self.nonfinite, steps=self.step)
     return {name: np.asarray(found[name]).astype(kind) for name, kind in FIELDS.items()}
 
-# %% ../../nbs/boundary/70_landscape.ipynb #54758a77
+# %% ../../nbs/boundary/70_landscape.ipynb #1da21e1f
 class Rule(Checked):
     "Gives a run its class."
     def labels(self, scores: Scores) -> Tensor: "[n] places in LABELS, of runs that have `ended`."; ...
