@@ -8,7 +8,7 @@ Docs: https://sdalab.github.io/sdalab/boundary/refinement.html.md"""
 __all__ = ['LOOKS', 'one_thread', 'compute', 'at_most', 'Bound', 'calibrated_bound', 'Refinement', 'Audit', 'audit_sample',
            'audited']
 
-# %% ../../nbs/boundary/74_refinement.ipynb #f21efad5
+# %% ../../nbs/boundary/74_refinement.ipynb #7d1ac023
 import math
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from torch import Tensor
 from .landscape import FIELDS, LABELS, Landscape, Scores
 from ..training.corpus import philox
 
-# %% ../../nbs/boundary/74_refinement.ipynb #92af6ed3
+# %% ../../nbs/boundary/74_refinement.ipynb #7c1d8148
 LOOKS = 16 # times that a run is looked at
 
 @contextmanager
@@ -65,7 +65,7 @@ def _beside(one: Scores | None, other: Scores) -> Scores:
     other.sums = torch.cat([one.sums, other.sums], 1)
     return other
 
-# %% ../../nbs/boundary/74_refinement.ipynb #cca62139
+# %% ../../nbs/boundary/74_refinement.ipynb #2ad216d5
 def at_most(wrong: int, n: int, confidence: float = 0.95) -> float:
     "Upper end of the one-sided Clopper-Pearson interval of a share, `wrong` of `n` (Clopper, Pearson 1934); 1 for n = 0."
     return 1.0 if wrong >= n else float(betaincinv(wrong + 1, n - wrong, confidence))
@@ -87,7 +87,7 @@ def calibrated_bound(largest: np.ndarray, # [n] largest ratio to the first loss,
         if (labels[beyond] == LABELS.index('diverged')).all(): return Bound(10.0 ** power, int(beyond.sum()), at_most(0, int(beyond.sum())))
     return None
 
-# %% ../../nbs/boundary/74_refinement.ipynb #ee3411b3
+# %% ../../nbs/boundary/74_refinement.ipynb #cf64c243
 class Refinement:
     "Which pixels to compute, pass after pass; what it has learned so far is the picture."
     def __init__(self, shape: tuple[int, int], # rows, columns
@@ -130,16 +130,16 @@ class Refinement:
         guess, here = self.labels[np.ix_(*before)], self.labels[np.ix_(*fine)]
         self.labels[np.ix_(*fine)] = np.where(here < 0, guess, here)
 
-# %% ../../nbs/boundary/74_refinement.ipynb #8568b0c2
+# %% ../../nbs/boundary/74_refinement.ipynb #b885fc4d
 class Audit(NamedTuple):
     "How good the pixels are that were not computed."
-    filled: int # pixels that were filled, or whose run a bound stopped
+    filled: int # pixels that were not computed
     drawn: int # of them, at random, computed in full
     wrong: int # of those drawn
     error: float # share of wrong ones among all filled, at most, at 95 % confidence
     def __str__(self): return f'{self.wrong} of {self.drawn} filled pixels drawn at random were wrong; of all {self.filled:,} filled at most {self.error:.2%} are (95 % confidence)'
 
-def audit_sample(open_: np.ndarray, # [rows, columns] bool: pixels that were not computed in full
+def audit_sample(open_: np.ndarray, # [rows, columns] bool: pixels that were filled
                  n: int, seed: int = 0) -> np.ndarray: # flat, ascending
     "At most `n` of them, at random."
     there = np.flatnonzero(open_)
