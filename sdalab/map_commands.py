@@ -8,7 +8,7 @@ Docs: https://sdalab.github.io/sdalab/map_commands.html.md"""
 __all__ = ['COLORS', 'MAPS', 'MapsOption', 'maps_app', 'shades', 'draw_map', 'ShownMap', 'compute_map', 'summary_of',
            'show_pixel', 'map_command', 'list_command', 'show_command', 'delete_command']
 
-# %% ../nbs/89a_map_commands.ipynb #76905660
+# %% ../nbs/89a_map_commands.ipynb #c3a641e0
 import json, os, shutil, time
 from pathlib import Path
 from typing import Annotated, Optional
@@ -18,7 +18,7 @@ from .checked import BadInput
 from .journal.schema import RunInUse
 from .terminal import check_root, duration, err, out, say, table
 
-# %% ../nbs/89a_map_commands.ipynb #c1738255
+# %% ../nbs/89a_map_commands.ipynb #c0f8008b
 COLORS = {'learned': ('#9ecae1', '#08306b'), 'stuck': ('#f7e08b', '#f7e08b'), 'diverged': ('#fdbe9b', '#8c1c13')} # from the weakest to the strongest of the class
 
 def shades(data, # from `open_map`
@@ -61,7 +61,7 @@ def draw_map(data, # from `open_map`
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
-# %% ../nbs/89a_map_commands.ipynb #90959f15
+# %% ../nbs/89a_map_commands.ipynb #e19901d6
 MAPS = Path('maps') # where maps are kept unless told otherwise
 MapsOption = Annotated[Path, typer.Option('--maps', help='Folder that holds the maps.')]
 
@@ -98,7 +98,7 @@ def compute_map(config, root: Path, workers: int | None, dask: str | None) -> Pa
         say(f"sdalab: {problem.filename or root/config.name}: cannot be written ({problem.strerror or problem}); make room, and give the same command again: finished tiles are kept")
         raise typer.Exit(5) from None
 
-# %% ../nbs/89a_map_commands.ipynb #cd034bfc
+# %% ../nbs/89a_map_commands.ipynb #6301a2eb
 def summary_of(data, # from `open_map`
               ) -> pd.DataFrame: # fact, value
     "What a map says of itself."
@@ -135,7 +135,7 @@ def show_pixel(config, folder: Path, column: int, row: int):
         if int(data.source) > 0: out.print('in the map: ' + ('the same to the bit' if agrees(found, {name: data[name].values.item() for name in FIELDS}) else 'another record (was it stopped by a bound, or computed on another machine?)'), markup=False, highlight=False)
         else: out.print('in the map: ' + ('not known yet' if int(data.source) < 0 else f'filled, as {LABELS[int(data.label)]}'), markup=False, highlight=False)
 
-# %% ../nbs/89a_map_commands.ipynb #1cb5f598
+# %% ../nbs/89a_map_commands.ipynb #1f13515e
 def map_command(
     source: Annotated[str, typer.Argument(metavar='PRESET|FILE', help='A preset of data/maps (edge-95k, ...) or a YAML file like it.')] = 'edge-95k',
     set_: Annotated[Optional[list[str]], typer.Option('--set', metavar='KEY=VALUE', help='Change one field; dots go down: `x.low=1e-3`, `landscape.train.steps=200`. May be repeated.')] = None,
@@ -174,10 +174,10 @@ def map_command(
     folder = compute_map(config, root, workers, dask)
     data = open_map(folder).load()
     for path in (folder/'map.png', *([png] if png else [])): draw_map(data, path)
-    out.print(table(summary_of(data), f'{config.name}: {config.y.name} over {config.x.name}'))
+    out.print(table(summary_of(data), config.name))
     out.print(f'picture: {folder/"map.png"}\npixel:   sdalab map {source} --name {config.name} --pixel {config.width // 2} {config.height // 2}\ndata:    xarray.open_zarr("{folder}/map.zarr", consolidated=False)', markup=False, highlight=False)
 
-# %% ../nbs/89a_map_commands.ipynb #ced147e8
+# %% ../nbs/89a_map_commands.ipynb #4dac7cf8
 maps_app = typer.Typer(no_args_is_help=True, help='List, show and delete maps.')
 
 @maps_app.command('list')

@@ -16,7 +16,7 @@ from sdalab.map_commands import compute_map
 from test_cli import sdalab, start
 
 SMALL = ["landscape.train.model={depth: 1, width: 16, inner_width: 16, hidden_width: 16}", "landscape.train.steps=12", "landscape.train.rows=1",
-         "landscape.train.window=16", "width=12", "height=10", "tile=4", "stride=4", "audit=10", "x.high=1e4"]
+         "landscape.train.window=16", "landscape.train.stressors=[]", "landscape.rule={name: lab}", "width=12", "height=10", "tile=4", "stride=4", "audit=10", "x.high=1e4", "y.high=10"]
 QUICK = [word for change in SMALL for word in ("--set", change)]
 SLOW = [*QUICK, "--set", "landscape.train.steps=60", "--set", "width=24", "--set", "height=24", "--exhaustive"]
 
@@ -149,7 +149,7 @@ def test_a_full_disk(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("words, sentence", [
-    (["--set", "x.low=20"], "x.low = 20: should be below high = 10"),
+    (["--set", "x.low=20"], "x.low = 20: should be below high = 1"),
     (["--set", "width=1", "--set", "height=1"], "one pixel is a run, not a map"),
     (["--set", "x.center=0.01", "--set", "x.width=1e-16"], "units in the last place of float64 apart"),
     (["--set", "x.name=momentum"], "axis = 'momentum': adam ignores it; take sgd"),

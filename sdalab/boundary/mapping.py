@@ -8,7 +8,7 @@ Docs: https://sdalab.github.io/sdalab/boundary/mapping.html.md"""
 __all__ = ['LANDSCAPES', 'MapConfig', 'window', 'load_map', 'build_landscape', 'MapStopped', 'work', 'Crew', 'LocalCrew',
            'DaskCrew', 'open_crew', 'Progress', 'expected_pixels', 'Mapper', 'Trace', 'trace', 'agrees']
 
-# %% ../../nbs/boundary/76_mapping.ipynb #99cf3b32
+# %% ../../nbs/boundary/76_mapping.ipynb #896f241a
 import json, logging, math, multiprocessing, os, signal, threading, time
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, ProcessPoolExecutor, wait
@@ -21,13 +21,15 @@ from torch import Tensor
 from .decoder_landscape import DecoderLandscape
 from .landscape import FIELDS, LABELS, Axis, Landscape, Scores, precision_for
 from .refinement import Audit, Bound, Refinement, audit_sample, audited, calibrated_bound, compute, one_thread
+from .small_networks import SmallNetworks
 from .store import Grid, MapStore
+from .toys import TOYS
 from ..checked import BadInput, Checked, build_named
 from ..training.configuration import read_entries
 from ..training.train import machine
 
-# %% ../../nbs/boundary/76_mapping.ipynb #7f5fb28c
-LANDSCAPES = {'decoder': DecoderLandscape}
+# %% ../../nbs/boundary/76_mapping.ipynb #a09ab9c4
+LANDSCAPES = {'decoder': DecoderLandscape, 'small-networks': SmallNetworks, **TOYS}
 
 class MapConfig(Checked):
     "Everything about a map."
@@ -79,7 +81,7 @@ def build_landscape(config: MapConfig) -> Landscape:
     needed = precision_for({config.x: config.width, config.y: config.height}, landscape.dtype)
     return landscape if needed == landscape.dtype else landscape.replace(precision='float64')
 
-# %% ../../nbs/boundary/76_mapping.ipynb #67b86936
+# %% ../../nbs/boundary/76_mapping.ipynb #45ddbb3f
 class MapStopped(RuntimeError):
     "The map cannot go on now; what is finished is kept."
 
@@ -132,7 +134,7 @@ class Crew:
                 flying.clear()
                 self.revive()
 
-# %% ../../nbs/boundary/76_mapping.ipynb #660c48b8
+# %% ../../nbs/boundary/76_mapping.ipynb #ae3e3bbb
 def _start_worker():
     "Leave Ctrl-C to the parent, and end with it."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -174,7 +176,7 @@ def open_crew(workers: int = 1, dask: str | None = None) -> Crew:
     if workers < 1: raise BadInput(f'workers = {workers}: should be 1 or more')
     return Crew() if workers == 1 else LocalCrew(workers)
 
-# %% ../../nbs/boundary/76_mapping.ipynb #7123fba5
+# %% ../../nbs/boundary/76_mapping.ipynb #b0ef5018
 class Progress(NamedTuple):
     "How far a map has come."
     computed: int # pixels in the picture
@@ -212,7 +214,7 @@ class Mapper:
     def __enter__(self): return self
     def __exit__(self, *error): self.store.close()
 
-# %% ../../nbs/boundary/76_mapping.ipynb #a6409bfa
+# %% ../../nbs/boundary/76_mapping.ipynb #b7cff8ab
 from fastcore.basics import patch
 
 @patch
@@ -309,7 +311,7 @@ def _fill(self: Mapper, number: int):
     computed = int((self.sources > 0).sum())
     self.store.note(finished=True, audit=verdict._asdict(), computed=computed, took=time.perf_counter() - self.began if self.began else 0.0)
 
-# %% ../../nbs/boundary/76_mapping.ipynb #75b0a3a2
+# %% ../../nbs/boundary/76_mapping.ipynb #60423694
 class Trace(NamedTuple):
     "One pixel's run."
     x: float # its two settings
