@@ -6,7 +6,7 @@ Docs: https://sdalab.github.io/sdalab/training/configuration.html.md"""
 
 # %% auto #0
 __all__ = ['SWEEPABLE', 'Lane', 'CheckpointConfig', 'MonitorConfig', 'FuturesConfig', 'TrainConfig', 'build_policy', 'as_entries',
-           'as_config', 'differences', 'presets', 'load_config', 'parse_value', 'fitted']
+           'as_config', 'differences', 'presets', 'load_config', 'read_entries', 'parse_value', 'fitted']
 
 # %% ../../nbs/training/19_configuration.ipynb #215308d9
 import itertools, re
@@ -168,26 +168,33 @@ def differences(one: dict, other: dict, # nested dicts of plain data
     return found
 
 # %% ../../nbs/training/19_configuration.ipynb #2c976629
-def presets() -> list[str]:
+def presets(folder: str = 'presets') -> list[str]:
     "Names of the configurations that ship with the lab."
-    return sorted(p.stem for p in data_file('presets/edge-95k.yaml').parent.glob('*.yaml'))
+    return sorted(p.stem for p in data_file(f'{folder}/edge-95k.yaml').parent.glob('*.yaml'))
 
 def load_config(source: str, # a preset's name, or a YAML file
                 changes=(), # 'key=value', dots go down
                 **fields, # the same, as keywords; None leaves the field alone
                ) -> TrainConfig:
     "Read, change and check a configuration. Raises `BadInput` with what is wrong."
-    entries = _read_yaml(source)
+    return TrainConfig(**read_entries(source, changes) | {k: v for k, v in fields.items() if v is not None})
+
+def read_entries(source: str, # a preset's name, or a YAML file
+                 changes=(), # 'key=value', dots go down
+                 folder: str = 'presets', # of `data/`, where the presets are
+                ) -> dict:
+    "A configuration as plain data, changed. Raises `BadInput` with what is wrong."
+    entries = _read_yaml(source, folder)
     for change in changes:
         key, equals, value = change.partition('=')
         if not equals: raise BadInput(f"--set {change}: should be key=value, such as steps=500")
         _put(entries, key.strip(), parse_value(value))
-    return TrainConfig(**entries | {k: v for k, v in fields.items() if v is not None})
+    return entries
 
-def _read_yaml(source):
-    path = data_file(f'presets/{source}.yaml') if source in presets() else Path(source)
+def _read_yaml(source, folder):
+    path = data_file(f'{folder}/{source}.yaml') if source in presets(folder) else Path(source)
     try: entries = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
-    except OSError: raise BadInput(f"configuration = {source!r}: neither a readable file nor a preset; {nearest(source, presets())}") from None
+    except OSError: raise BadInput(f"configuration = {source!r}: neither a readable file nor a preset; {nearest(source, presets(folder))}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as e: raise BadInput(f"configuration = {source!r}: not valid YAML ({' '.join(str(e).split())})") from None
     if not isinstance(entries, dict): raise BadInput(f"configuration = {source!r}: should hold 'key: value' lines")
     return {'name': path.stem, **_numbers(entries)}

@@ -126,7 +126,7 @@ class Batch(NamedTuple):
 
     def to(self, device) -> 'Batch': "The same on another device."; return self._replace(inputs=self.inputs.to(device), targets=self.targets.to(device))
 
-PURPOSES = ('batch', 'order', 'weights', 'module', 'stress', 'probe', 'futures') # what random numbers are drawn for: a stream each
+PURPOSES = ('batch', 'order', 'weights', 'module', 'stress', 'probe', 'futures', 'map') # what random numbers are drawn for: a stream each
 
 def philox(seed: int, index: int, # non-negative, below 2**64
            purpose: str = 'batch', # one of PURPOSES
