@@ -357,9 +357,12 @@ def _sweep(self: Futures, trainer, journal):
 
 # %% ../../nbs/futures/56_orchestrator.ipynb #9ff5c8cf
 @patch
+def pick(self: Futures, judged: list[Judged]) -> Judged | None: "The one that is accepted; none: stay."; return winner(judged)
+
+@patch
 def _record(self: Futures, trainer, root, judged: list[Judged], proposals, predicted, highest, features, seconds, journal) -> dict:
     "All that led to a decision, as plain data."
-    best, step = winner(judged), trainer.state.step
+    best, step = self.pick(judged), trainer.state.step
     steps = sum(len(j.rollout.losses) + (SETTLE if j.rollout.settled is not None else 0) for j in judged)
     tried = [dict(kind=j.rollout.candidate.kind, decision=j.rollout.candidate.decision.changes(), node=j.rollout.node, losses=j.rollout.losses, dropped_at=j.rollout.dropped_at,
                   settled=None if j.rollout.settled is None else j.rollout.settled.mean(), risk=j.risk, gain=j.gain, gain_error=j.gain_error, calm=j.calm, calm_error=j.calm_error,
