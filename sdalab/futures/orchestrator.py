@@ -277,7 +277,7 @@ def _deliberate(self: Futures, trainer, journal):
     try:
         trainer.engine.watching = False
         if path.exists(): record, root = json.loads(path.read_text(encoding='utf-8')), self._root(trainer, journal)
-        else: record, root = self._try(trainer, journal)
+        else: record, root = self._begin(trainer, journal)
     except Exception as problem: # whatever a future did, the main line is none of its business
         journal.event('futures_failed', step, trainer.nodes[0], trigger=self.pending, reason=f'{type(problem).__name__}: {problem}')
         self.pending, self.rested = None, step + self.config.refractory
@@ -291,11 +291,16 @@ def _deliberate(self: Futures, trainer, journal):
     if record['collapse']: self._collapse(trainer, journal, record, root)
 
 @patch
-def _try(self: Futures, trainer, journal) -> tuple[dict, Root]:
+def _begin(self: Futures, trainer, journal) -> tuple[dict, Root]:
+    "Decide, from a state that a kill cannot take away."
+    self._sweep(trainer, journal)
+    return self.decide(trainer, journal, self.kept.keep(self.kept.pool.take(trainer), journal, [f'decision {trainer.state.step}']))
+
+@patch
+def decide(self: Futures, trainer: Trainer, journal: Journal, now: str, # file of the state of this moment
+          ) -> tuple[dict, Root]: # the record, written; where futures parted
     "Roll out what looks best beside the two that cost no thought."
     began, step, c = time.perf_counter(), trainer.state.step, self.config
-    self._sweep(trainer, journal)
-    now = self.kept.keep(self.kept.pool.take(trainer), journal, [f'decision {step}'])
     root = self._root(trainer, journal)
     journal.event('trigger', step, trainer.nodes[0], reason=self.pending, root=root.trainer.state.step)
     features = features_of(dict(zip(SIGNALS, self.window.last()[0].T)), step, trainer.config.steps, trainer.state.weight_decay.max().item() * trainer.standing[0].weight_decay_scale)
@@ -311,11 +316,16 @@ def _try(self: Futures, trainer, journal) -> tuple[dict, Root]:
     rollouts = [r for group in groups for r in group.all]
     judged = judge(rollouts, risks, highest, c.rollout, c.confidence)
     record = self._record(trainer, root, judged, proposals, predicted, highest, features, time.perf_counter() - began, journal)
-    path = record_path(self.kept.run_dir, trainer.fork, step)
-    path.parent.mkdir(parents=True, exist_ok=True)
     journal.flush()
-    with replacing(path, overwrite=True) as file: file.write(json.dumps(record, indent=1).encode())
+    self.write(trainer, record)
     return record, root
+
+@patch
+def write(self: Futures, trainer: Trainer, record: dict):
+    "The record, whole and on disk."
+    path = record_path(self.kept.run_dir, trainer.fork, record['step'])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, overwrite=True) as file: file.write(json.dumps(record, indent=1).encode())
 
 # %% ../../nbs/futures/56_orchestrator.ipynb #bc8e4d2d
 def with_effect(proposals: list[Decision], trainer: Trainer) -> list[Decision]:
@@ -424,5 +434,5 @@ def propose(run_dir, at: int, # steps taken: staying goes on from here
         past = window_of(history(run, along, SIGNALS), at)
         for values in zip(*(past[name] for name in SIGNALS)): by_hand.window.write(*([v] for v in values))
         trainer.sensed = {}
-        try: return by_hand._try(trainer, journal)[0]
+        try: return by_hand._begin(trainer, journal)[0]
         finally: kept.wait(journal); kept.thread.shutdown()
