@@ -8,14 +8,14 @@ Docs: https://sdalab.github.io/sdalab/evaluation/compute.html.md"""
 __all__ = ['WASTED', 'flops_per_token', 'attention_shape', 'step_tokens', 'step_flops', 'spent_rows', 'rewound', 'account',
            'wasted', 'spending', 'loss_at', 'at_equal_compute']
 
-# %% ../../nbs/evaluation/63_compute.ipynb #367e58d0
+# %% ../../nbs/evaluation/63_compute.ipynb #b8dbd8bd
 import numpy as np, pandas as pd, xarray as xr
 from ..checked import BadInput
 from .instability import Rule, path_events, unstable
 from ..journal.reader import Run
 from ..journal.tree import lineage, main_line
 
-# %% ../../nbs/evaluation/63_compute.ipynb #4cac841e
+# %% ../../nbs/evaluation/63_compute.ipynb #086108e1
 def flops_per_token(parameters: int, # N, all of them
                     layers: int, # L
                     attention_width: int, # H Q: heads times the width of one
@@ -24,7 +24,7 @@ def flops_per_token(parameters: int, # N, all of them
     "Floating-point operations to train on one token, 6N + 12 L H Q T (PaLM, appendix B). A third of it is the forward pass."
     return 6.0 * parameters + 12.0 * layers * attention_width * context
 
-# %% ../../nbs/evaluation/63_compute.ipynb #3453971b
+# %% ../../nbs/evaluation/63_compute.ipynb #106aac8f
 def attention_shape(model: dict, # of a run's facts
                    ) -> tuple[int, int]: # layers L, attention width H Q
     "Of the lab's decoder, or of a configuration of the transformers library."
@@ -45,7 +45,7 @@ def step_flops(run: Run) -> float:
     facts, tokens = run.config['facts'], step_tokens(run)
     return tokens * flops_per_token(facts['parameters'], *attention_shape(facts['model']), tokens // run.config['rows'])
 
-# %% ../../nbs/evaluation/63_compute.ipynb #61636674
+# %% ../../nbs/evaluation/63_compute.ipynb #5447c8f1
 def spent_rows(run: Run, node: int | None = None, # that the path ends in; none: the main line's
               ) -> pd.DataFrame: # node, step, wall_time, loss, validation_loss, kept, skipped
     "Every step that was taken in the tree of a path, in order of time."
@@ -64,7 +64,7 @@ def rewound(run: Run, tree, # nodes
     share = [np.isin(detail.get('nodes', []), list(tree)).mean() if detail.get('nodes') else 0.0 for detail in found.detail]
     return pd.DataFrame(dict(wall_time=found.wall_time, rows=[s * detail['rows_removed'] for s, detail in zip(share, found.detail)]))
 
-# %% ../../nbs/evaluation/63_compute.ipynb #86f47ede
+# %% ../../nbs/evaluation/63_compute.ipynb #320e8b43
 WASTED = ('discarded', 'rewound', 'skipped', 'recovering')
 
 def account(run: Run, node: int | None = None, # that the path ends in; none: the main line's
@@ -87,7 +87,7 @@ def wasted(table: pd.DataFrame, # of `account`
     "What bought nothing that lasts."
     return float(table.share[list(WASTED)].sum())
 
-# %% ../../nbs/evaluation/63_compute.ipynb #b7d591fa
+# %% ../../nbs/evaluation/63_compute.ipynb #e93cd1bb
 def spending(run: Run, node: int | None = None, # that the path ends in; none: the main line's
             ) -> pd.DataFrame: # index step; loss, validation_loss, flops: spent in all by the end of the step
     "The steps of a path with the compute that everything in its tree had cost by then."
