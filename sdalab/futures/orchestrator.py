@@ -6,7 +6,7 @@ Docs: https://sdalab.github.io/sdalab/futures/orchestrator.html.md"""
 
 # %% auto #0
 __all__ = ['SCORED', 'Trigger', 'ByHand', 'DetectorTrigger', 'Sensed', 'SensedTrigger', 'build_trigger', 'Judged', 'fluctuations',
-           'judge', 'winner', 'plain', 'record_path', 'records', 'Root', 'Futures', 'with_effect', 'futures', 'propose']
+           'judge', 'winner', 'plain', 'record_path', 'Root', 'Futures', 'with_effect', 'futures', 'propose']
 
 # %% ../../nbs/futures/56_orchestrator.ipynb #2a23d137
 import copy, json, math, time
@@ -28,7 +28,7 @@ from .rollouts import Candidate, Group, Rollout, SETTLE, paired, quantile, race,
 from .tuples import HORIZONS, SIGNALS, WINDOW, features_of, window_of
 from ..journal.reader import Run
 from ..journal.schema import signal_columns
-from ..journal.tree import history
+from ..journal.tree import decision_records, history
 from ..journal.writer import Journal
 from ..regime.detectors import DETECTORS, detector
 from ..regime.regimes import History
@@ -146,11 +146,6 @@ def record_path(run_dir, fork: int, # that was the main line then
     "Where the record of a decision lies."
     return Path(run_dir)/'branches'/(f'{step}' if fork == 0 else f'{step}-{fork}')/'decision.json'
 
-def records(run_dir) -> list[dict]: # in the order they were taken
-    "All decisions of a run."
-    found = [json.loads(path.read_text(encoding='utf-8')) for path in Path(run_dir).glob('branches/*/decision.json')]
-    return sorted(found, key=lambda record: (record['fork'], record['step']))
-
 # %% ../../nbs/futures/56_orchestrator.ipynb #fcf71136
 class Root(NamedTuple):
     "Where futures part."
@@ -213,7 +208,7 @@ from fastcore.basics import patch
 @patch
 def _count(self: Futures, trainer):
     "Tokens spent by the decisions on this line, and the step from which the refractory period runs."
-    everything, fork, limit = records(self.kept.run_dir), trainer.fork, trainer.state.step
+    everything, fork, limit = decision_records(self.kept.run_dir), trainer.fork, trainer.state.step
     self.spent, self.rested = 0, 0
     while True:
         own = [r for r in everything if r['fork'] == fork and r['step'] <= limit]
