@@ -35,6 +35,7 @@ class Rollout:
     losses: list[float] = field(default_factory=list) # of each step, before its update, nats per token; NaN from the step at which it broke
     settled: np.ndarray | None = None # [windows] validation losses at the end, at the common rate; none: dropped before
     dropped_at: int | None = None # steps after which it was beaten
+    steps: int = 0 # taken in all, those at the common rate too: what it cost
 
     @property
     def broken(self) -> bool: "Whether loss or gradient stopped being finite."; return any(math.isnan(x) for x in self.losses)
@@ -73,9 +74,12 @@ class Group:
     def __init__(self, trainer: Trainer, # forked, one lane a candidate
                  rollouts: list[Rollout], journal: Journal | None = None):
         self.trainer, self.all, self.racing, self.journal = trainer, rollouts, list(rollouts), journal
+        for lane in np.flatnonzero(~trainer.alive) if journal else (): journal.close_node(trainer.nodes[lane], trainer.state.step - 1, 'frozen') # broke before it began
 
     def step(self):
         "One step of all that are still racing."
+        if not self.racing: return
+        for rollout, alive in zip(self.racing, self.trainer.alive): rollout.steps += int(alive)
         if not self.trainer.alive.any(): losses = [math.nan] * len(self.racing)
         else:
             if self.journal: self.trainer.journal_step(self.journal)
@@ -105,7 +109,7 @@ class Group:
     def close(self, outcome: str):
         "End the nodes that are still open."
         if self.journal:
-            for lane in np.flatnonzero(self.trainer.alive)[:len(self.racing)]: self.journal.close_node(self.trainer.nodes[lane], self.trainer.state.step - 1, outcome)
+            for lane in np.flatnonzero(self.trainer.alive[:len(self.racing)]): self.journal.close_node(self.trainer.nodes[lane], self.trainer.state.step - 1, outcome)
 
     def validate(self):
         "Validation losses of every window, for those whose weights are finite."
