@@ -15,6 +15,7 @@ from scipy.special import comb
 from scipy.stats import binomtest, poisson, spearmanr
 from ..checked import BadInput
 from ..journal.reader import Run
+from ..journal.records import records
 from ..journal.tree import history, lineage, main_lines
 
 # %% ../../nbs/evaluation/64_interventions.ipynb #67f5b7c6
@@ -29,18 +30,9 @@ def collapses(run: Run) -> np.ndarray: # their steps
     found = run.events().query("kind == 'collapse'")
     return found[~pd.Series([detail['fork'] for detail in found.detail], dtype=object).duplicated().to_numpy()].step.to_numpy(dtype=int)
 
-def _records(run): # of branches/*/decision.json, in the order of steps
-    found = []
-    for path in (run.run_dir/'branches').glob('*/decision.json'):
-        try: record = json.loads(path.read_text(encoding='utf-8'))
-        except ValueError as problem: raise BadInput(f"{path}: cannot be read as JSON ({problem}); take it out of the way") from None
-        if not isinstance(record, dict) or not {'fork', 'step', 'root', 'proposals', 'tried', 'verdict', 'tokens'} <= set(record): raise BadInput(f"{path}: is no record of a decision; take it out of the way")
-        found.append(record)
-    return sorted(found, key=lambda record: (record['fork'], record['step']))
-
 def decisions(run: Run) -> pd.DataFrame: # one row a decision: fork, step, root, proposals and tried (how many), verdict, tokens
     "The decisions that a run wrote down. Raises `BadInput` for a file that is no such record."
-    rows = [dict(fork=r['fork'], step=r['step'], root=r['root']['step'], proposals=len(r['proposals']), tried=len(r['tried']), verdict=r['verdict'], tokens=r['tokens']) for r in _records(run)]
+    rows = [dict(fork=r['fork'], step=r['step'], root=r['root']['step'], proposals=len(r['proposals']), tried=len(r['tried']), verdict=r['verdict'], tokens=r['tokens']) for r in records(run.run_dir)]
     return pd.DataFrame(rows, columns=['fork', 'step', 'root', 'proposals', 'tried', 'verdict', 'tokens'])
 
 def invocations(runs: list[Run], confidence: float = 0.95, # of the interval
@@ -104,7 +96,7 @@ def predictions(run: Run, over: int = 10, # last steps before a horizon that the
                ) -> pd.DataFrame: # columns PREDICTED, and risk
     "Every prediction of a run's decisions for what was rolled out, with what came of it. Decisions without a proxy have none."
     rows = []
-    for record in _records(run):
+    for record in records(run.run_dir):
         stay = next(t['losses'] for t in record['tried'] if t['kind'] == 'stay')
         for i, tried in enumerate(record['tried']):
             said = next((p for p in record['proposals'] if p['decision'] == tried['decision']), {})

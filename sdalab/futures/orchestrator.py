@@ -6,7 +6,7 @@ Docs: https://sdalab.github.io/sdalab/futures/orchestrator.html.md"""
 
 # %% auto #0
 __all__ = ['SCORED', 'Trigger', 'ByHand', 'DetectorTrigger', 'Sensed', 'SensedTrigger', 'build_trigger', 'Judged', 'fluctuations',
-           'judge', 'winner', 'plain', 'record_path', 'records', 'Root', 'Futures', 'with_effect', 'futures', 'propose']
+           'judge', 'winner', 'plain', 'Root', 'Futures', 'with_effect', 'futures', 'propose']
 
 # %% ../../nbs/futures/56_orchestrator.ipynb #2a23d137
 import copy, json, math, time
@@ -27,6 +27,7 @@ from .proxy import Constant, Prediction, load_proxy
 from .rollouts import Candidate, Group, Rollout, SETTLE, paired, quantile, race, rehearsal_seed, rehearsed
 from .tuples import HORIZONS, SIGNALS, WINDOW, features_of, window_of
 from ..journal.reader import Run
+from ..journal.records import record_path, records
 from ..journal.schema import signal_columns
 from ..journal.tree import history
 from ..journal.writer import Journal
@@ -131,7 +132,7 @@ def winner(judged: list[Judged]) -> Judged | None: # none: stay
     proven = [j for j in judged if j.verdict.startswith('proven')]
     return min(proven, key=lambda j: j.rollout.settled.mean(), default=None)
 
-# %% ../../nbs/futures/56_orchestrator.ipynb #4e32625c
+# %% ../../nbs/futures/56_orchestrator.ipynb #1f0c5a77
 def plain(value):
     "As JSON can say it: what is not finite becomes null."
     if isinstance(value, dict): return {str(k): plain(v) for k, v in value.items()}
@@ -140,16 +141,6 @@ def plain(value):
     if isinstance(value, (float, np.floating)): return round(float(value), 6) if math.isfinite(value) else None
     if isinstance(value, np.integer): return int(value)
     return value
-
-def record_path(run_dir, fork: int, # that was the main line then
-                step: int) -> Path:
-    "Where the record of a decision lies."
-    return Path(run_dir)/'branches'/(f'{step}' if fork == 0 else f'{step}-{fork}')/'decision.json'
-
-def records(run_dir) -> list[dict]: # in the order they were taken
-    "All decisions of a run."
-    found = [json.loads(path.read_text(encoding='utf-8')) for path in Path(run_dir).glob('branches/*/decision.json')]
-    return sorted(found, key=lambda record: (record['fork'], record['step']))
 
 # %% ../../nbs/futures/56_orchestrator.ipynb #fcf71136
 class Root(NamedTuple):
