@@ -15,7 +15,8 @@ from scipy.special import comb
 from scipy.stats import binomtest, poisson, spearmanr
 from ..checked import BadInput
 from ..journal.reader import Run
-from ..journal.tree import decision_records, history, lineage, main_lines
+from ..journal.records import records
+from ..journal.tree import history, lineage, main_lines
 
 # %% ../../nbs/evaluation/64_interventions.ipynb #67f5b7c6
 def triggers(run: Run) -> np.ndarray: # steps
@@ -31,7 +32,7 @@ def collapses(run: Run) -> np.ndarray: # their steps
 
 def decisions(run: Run) -> pd.DataFrame: # one row a decision: fork, step, root, proposals and tried (how many), verdict, tokens
     "The decisions that a run wrote down. Raises `BadInput` for a file that is no such record."
-    rows = [dict(fork=r['fork'], step=r['step'], root=r['root']['step'], proposals=len(r['proposals']), tried=len(r['tried']), verdict=r['verdict'], tokens=r['tokens']) for r in decision_records(run.run_dir)]
+    rows = [dict(fork=r['fork'], step=r['step'], root=r['root']['step'], proposals=len(r['proposals']), tried=len(r['tried']), verdict=r['verdict'], tokens=r['tokens']) for r in records(run.run_dir)]
     return pd.DataFrame(rows, columns=['fork', 'step', 'root', 'proposals', 'tried', 'verdict', 'tokens'])
 
 def invocations(runs: list[Run], confidence: float = 0.95, # of the interval
@@ -95,7 +96,7 @@ def predictions(run: Run, over: int = 10, # last steps before a horizon that the
                ) -> pd.DataFrame: # columns PREDICTED, and risk
     "Every prediction of a run's decisions for what was rolled out, with what came of it. Decisions without a proxy have none."
     rows = []
-    for record in decision_records(run.run_dir):
+    for record in records(run.run_dir):
         stay = next(t['losses'] for t in record['tried'] if t['kind'] == 'stay')
         for i, tried in enumerate(record['tried']):
             said = next((p for p in record['proposals'] if p['decision'] == tried['decision']), {})
