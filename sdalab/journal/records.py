@@ -14,9 +14,10 @@ from ..checked import BadInput
 
 # %% ../../nbs/journal/09a_records.ipynb #58b7b5fe
 def record_path(run_dir, fork: int, # that was the main line then
-                step: int) -> Path:
+                step: int, asked: bool = False, # of a stored run, by a person
+               ) -> Path:
     "Where the record of a decision lies."
-    return Path(run_dir)/'branches'/(f'{step}' if fork == 0 else f'{step}-{fork}')/'decision.json'
+    return Path(run_dir)/'branches'/(('asked-' if asked else '') + (f'{step}' if fork == 0 else f'{step}-{fork}'))/'decision.json'
 
 def records(run_dir) -> list[dict]: # in the order they were taken
     "All decisions of a run. Raises `BadInput` for a file that is no such record."
