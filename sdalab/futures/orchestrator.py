@@ -303,7 +303,7 @@ def _deliberate(self: Futures, trainer, journal) -> str | None: # why it failed
         journal.event('trigger', step, trainer.nodes[0], reason=self.pending, root=(root.trainer.state.step if root else record['root']['step']))
         if not record:
             now = self.kept.keep(self.kept.pool.take(trainer), journal, [f'decision {step}'])
-            write_record(record := self._try(trainer, root, self._number(now), journal), path)
+            write_record(record := self.decide(trainer, root, self._number(now), journal), path)
     except Exception as problem: # whatever a future did, the main line is none of its business
         return self._give_up(trainer, journal, f'{type(problem).__name__}: {problem}')
     finally: trainer.engine.watching = watching
@@ -315,7 +315,7 @@ def _deliberate(self: Futures, trainer, journal) -> str | None: # why it failed
     if record['collapse'] is not None: self._collapse(trainer, journal, record, root)
 
 @patch
-def _try(self: Futures, trainer, root: Root, now: int, # number of the checkpoint of this moment
+def decide(self: Futures, trainer, root: Root, now: int, # number of the checkpoint of this moment
          journal) -> dict: # the record
     "Roll out what looks best beside the two that cost no thought."
     began, step, c = time.perf_counter(), trainer.state.step, self.config
@@ -324,7 +324,7 @@ def _try(self: Futures, trainer, root: Root, now: int, # number of the checkpoin
     proposals = with_effect(self.proposer.propose(c.proposals, features, rehearsal_seed(seed, step)), trainer)
     predicted = self.proxy.predict(features, proposals) if self.proxy else None
     highest, chosen = self._choose(proposals, predicted)
-    stay, skip = Candidate('stay', Decision()), Candidate('rewind_and_skip', Decision(pass_over=c.pass_over + step - root.trainer.state.step))
+    stay, skip = Candidate('stay', Decision()), Candidate('rewind_and_skip', Decision(pass_over=c.pass_over))
     candidates = [stay, skip, *(Candidate('proposal', proposals[i]) for i in chosen)]
     risks = [math.nan, math.nan, *(predicted.risk[i, SCORED] if predicted else math.nan for i in chosen)]
     groups = self._groups(trainer, root, candidates, None if c.clairvoyant else rehearsal_seed(seed, step), now, journal)
@@ -408,7 +408,7 @@ def _record(self: Futures, trainer, root, judged: list[Judged], proposals, predi
     forecast = {} if predicted is None else dict(horizons=predicted.horizons, level=self.proxy.level, highest_risk=highest)
     each = lambda i: {} if predicted is None else {name: getattr(predicted, name)[i] for name in ('median', 'low', 'high', 'risk', 'recovery')}
     return plain(dict(version=1, run=Path(self.run_dir).name, asked=self.asked, fork=trainer.fork, step=step, node=trainer.nodes[0], trigger=self.pending,
-                      root=dict(step=root.trainer.state.step, node=root.trainer.nodes[0], path=root.path), clairvoyant=self.config.clairvoyant, confidence=self.config.confidence,
+                      root=dict(step=root.trainer.state.step, node=root.trainer.nodes[0], path=root.path), pass_over=step - root.trainer.state.step, clairvoyant=self.config.clairvoyant, confidence=self.config.confidence,
                       features=features, forecast=forecast, proposals=[dict(decision=d.changes(), **each(i)) for i, d in enumerate(proposals)], tried=tried,
                       verdict='accepted' if best else 'stay', decision=best.rollout.candidate.decision.changes() if best else None,
                       collapse=int(Run(self.run_dir).nodes().fork.max()) + 1 if best and not self.asked else None, tokens=sum(j.rollout.steps for j in judged) * self.tokens_a_step, seconds=seconds))
@@ -418,7 +418,7 @@ def _record(self: Futures, trainer, root, judged: list[Judged], proposals, predi
 def _collapse(self: Futures, trainer, journal, record: dict, root: Root):
     "The main line goes on from the root."
     step, at, own = trainer.state.step, root.trainer.state.step, self.proposer.state_dict()
-    standing, left, alive = root.trainer.standing[0].compose(Decision(**record['decision'])), trainer.nodes[0], trainer.alive[0]
+    standing, left, alive = root.trainer.standing[0].compose(Decision(**record['decision'])).compose(Decision(pass_over=record['pass_over'])), trainer.nodes[0], trainer.alive[0]
     fork, node = self._new_line(trainer, journal, record, root, standing)
     restore(trainer, copy.deepcopy(root.state), root.tensors)
     trainer.fork, trainer.nodes, trainer.standing, trainer.validation, trainer.seconds = fork, [node], [standing], None, 0.0
@@ -476,6 +476,6 @@ def propose(run_dir, at: int, # steps taken: staying goes on from here
         trainer.fork, trainer.sensed, shell.standing = fork, {}, list(trainer.standing)
         past = window_of(history(run, along, SIGNALS), at)
         for values in zip(*(past[name] for name in SIGNALS)): by_hand.window.write(*([v] for v in values))
-        record = by_hand._try(trainer, Root(shell, {}, {}, run.checkpoints().set_index('id').path[root_number], root_number), now, journal)
+        record = by_hand.decide(trainer, Root(shell, {}, {}, run.checkpoints().set_index('id').path[root_number], root_number), now, journal)
         write_record(record, path)
         return record
