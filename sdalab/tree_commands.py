@@ -57,7 +57,7 @@ def draw_tree(run: Run) -> Tree:
         kept = saved[saved.node == node.Index]
         pins = sum(map(len, kept.pins))
         files = counted(len(kept), 'checkpoint') + (f" ({counted(pins, 'pin')})" if pins else '') if len(kept) else ''
-        parts = [f'{how}[cyan]{escape(why)}[/cyan]', steps, loss, escape(node.outcome or ''), files]
+        parts = [f'{how}[cyan]{escape(why)}[/cyan]', steps, loss, escape(node.outcome if pd.notna(node.outcome) else ''), files]
         branches[node.Index] = branches.get(node.parent, top).add(f'[bold]{node.Index}[/bold]  ' + '  '.join(part for part in parts if part), highlight=False)
     return top
 
@@ -106,7 +106,7 @@ def outcomes(run: Run, forks: list[int]) -> pd.DataFrame: # one row a future
         seen = own.validation_loss.dropna('step')
         rows.append(dict(node=end, decision=changes(nodes.loc[first, 'decision']), steps=int((own.step >= nodes.loc[first, 'first_step']).sum()), loss=float(own.loss[-1]) if own.step.size else np.nan,
             validation_loss=float(seen[-1]) if seen.size else np.nan, mean_difference=difference.mean() if len(difference) else np.nan, last_difference=difference[-1] if len(difference) else np.nan,
-            outcome=nodes.loc[end, 'outcome'] or ''))
+            outcome=nodes.loc[end, 'outcome']))
     return pd.DataFrame(rows)
 
 def _root(nodes, node) -> int: # the first node of its fork on the way to it

@@ -6,8 +6,8 @@ Docs: https://sdalab.github.io/sdalab/futures/orchestrator.html.md"""
 
 # %% auto #0
 __all__ = ['SCORED', 'ASKED', 'Trigger', 'ByHand', 'DetectorTrigger', 'Sensed', 'SensedTrigger', 'build_trigger', 'Judged',
-           'fluctuations', 'judge', 'winner', 'plain', 'write_record', 'Root', 'Futures', 'with_effect', 'futures',
-           'propose']
+           'fluctuations', 'judge', 'winner', 'plain', 'write_record', 'Root', 'for_run', 'Futures', 'with_effect',
+           'futures', 'propose']
 
 # %% ../../nbs/futures/56_orchestrator.ipynb #2a23d137
 import copy, json, math, time
@@ -23,7 +23,7 @@ from ..checkpoints.codec import BadCheckpoint, Checkpoint, replacing
 from ..checkpoints.snapshot import restore
 from ..checkpoints.store import Checkpointing
 from ..decisions.model import Decision
-from .proposals import Bayesian, build_proposer
+from .proposals import Bayesian, Proposer, build_proposer
 from .proxy import Constant, Prediction, load_proxy
 from .rollouts import Candidate, Group, Rollout, SETTLE, paired, quantile, race, rehearsal_seed, rehearsed
 from .tuples import HORIZONS, SIGNALS, WINDOW, features_of, window_of
@@ -34,7 +34,8 @@ from ..journal.tree import history
 from ..journal.writer import Journal
 from ..regime.detectors import DETECTORS, detector
 from ..regime.regimes import History
-from ..training.configuration import FuturesConfig, TrainConfig, as_config
+from ..training.configuration import TrainConfig, as_config
+from ..training.stressors import LongSequences, build_stressor
 from ..training.train import Callback, Trainer
 
 # %% ../../nbs/futures/56_orchestrator.ipynb #241199b2
@@ -158,12 +159,18 @@ class Root(NamedTuple):
 
 ASKED = 'a person asked for it'
 
+def for_run(proposer: Proposer, run: TrainConfig) -> Proposer:
+    "The proposer with the part of its spaces that the run's optimizer can follow, in its smallest batches too."
+    rows = min([run.rows, *(run.rows // s.factor for s in map(build_stressor, run.stressors) if isinstance(s, LongSequences))])
+    return proposer.replace(**{field: getattr(proposer, field).suited(run.optimizer, rows) for field in ('space', 'options') if hasattr(proposer, field)})
+
 class Futures(Callback):
     "Tries alternate futures while a run trains."
     name, commands, late = 'futures', ('propose',), True
-    def __init__(self, config: FuturesConfig):
+    def __init__(self, run: TrainConfig):
         "Raises `BadInput` for a trigger, a proposer or a proxy that there is not."
-        self.config, self.trigger, self.proposer = config, build_trigger(config.trigger), build_proposer(config.proposer)
+        self.config = config = run.futures
+        self.trigger, self.proposer = build_trigger(config.trigger), for_run(build_proposer(config.proposer), run)
         self.proxy = load_proxy(config.proxy) if config.proxy else None
         if isinstance(self.proposer, Bayesian) and self.proxy: self.proposer.against(lambda features, decisions: self.proxy.predict(features, decisions).median[:, SCORED])
         self.window, self.pending, self.fork, self.ignored, self.asked = History(WINDOW, 1, len(SIGNALS)), None, 0, 0, False
@@ -444,7 +451,7 @@ def _new_line(self: Futures, trainer, journal, record, root, standing) -> tuple[
 
 def futures(config: TrainConfig) -> list[Callback]:
     "The callbacks of a configuration's alternate futures, for `train`. Raises `BadInput` for what there is not."
-    return [Futures(config.futures)] if config.futures.armed else []
+    return [Futures(config)] if config.futures.armed else []
 
 # %% ../../nbs/futures/56_orchestrator.ipynb #671320bb
 def propose(run_dir, at: int, # steps taken: staying goes on from here
@@ -455,7 +462,7 @@ def propose(run_dir, at: int, # steps taken: staying goes on from here
     run = Run(run_dir)
     config = as_config(run.config)
     parent, along = parent_at(run, at, node)
-    by_hand = Futures(config.futures)
+    by_hand = Futures(config)
     by_hand.run_dir, by_hand.asked, by_hand.pending, by_hand.tokens_a_step = run.run_dir, True, ASKED, config.rows * config.context
     root_at = at - config.futures.back
     if root_at < 1: raise BadInput(f"at = {at}: the root lies futures.back = {config.futures.back} steps before it; take a step from {config.futures.back + 1} on")

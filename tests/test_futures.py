@@ -1,0 +1,270 @@
+"Alternate futures in real runs: killed in the middle of a decision, starved of roots and disk, stormed by triggers, asked by people."
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from functools import wraps
+
+import numpy as np
+import pytest
+import torch
+
+from sdalab.checked import BadInput
+from sdalab.checkpoints import store as store_module
+from sdalab.checkpoints.branch import branch, replay
+from sdalab.checkpoints.resume import train
+from sdalab.checkpoints.store import Checkpointing
+from sdalab.decisions.model import Decision
+from sdalab.futures import orchestrator
+from sdalab.futures.orchestrator import Futures, futures, propose, record_path, records
+from sdalab.futures.rollouts import Group
+from sdalab.journal.reader import Run
+from sdalab.journal.schema import RunInUse
+from sdalab.journal.tree import history, lineage, main_line
+from sdalab.training.configuration import TrainConfig, load_config
+from sdalab.tree_commands import draw_tree
+
+FRESH = multiprocessing.get_context("forkserver")
+FRESH.set_forkserver_preload(["sdalab.futures.orchestrator", "sdalab.checkpoints.resume"])
+HAZARD = dict(name="constant_hazard", hazard=0.02)  # fires at 25, where fork 3 begins, then at 117
+
+
+def config(steps=130, rate=2e-2, stressors=(), checkpoints=None, **changes):
+    "A run of 10,000 parameters that tries alternate futures."
+    return TrainConfig(name="r", steps=steps, rows=2, threads=1, evaluate_every=30, evaluate_batches=4, optimizer=dict(name="adam", learning_rate=rate),
+                       model=dict(depth=1, context=32, width=32, inner_width=32, hidden_width=64), monitor=dict(preset="off"), stressors=list(stressors),
+                       checkpoints=dict(every=50, memory_every=10) | (checkpoints or {}),
+                       futures=dict(armed=True, budget=20.0, proxy=None, back=5, pass_over=20, verified=3, confidence=0.6, rollout=[5, 10, 20], refractory=40,
+                                    proposer=dict(name="random"), proposals=16, trigger=HAZARD) | changes)
+
+
+def eager(judged):
+    "The best of those that were tried, staying aside: so that every decision is a collapse."
+    return min((j for j in judged[1:] if j.rollout.settled is not None), key=lambda j: j.rollout.settled.mean())
+
+
+def go(settings, run_dir, report=None, winner=orchestrator.winner):
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(orchestrator, "winner", winner)
+        return train(settings, run_dir, report=report, callbacks=futures)
+
+
+def stopping(*moments):
+    "A report that stops at each of these (fork, step) once."
+    left = set(moments)
+
+    def report(trainer):
+        here = trainer.fork, trainer.state.step
+        return here in left and not left.remove(here)
+    return report
+
+
+def losses(run_dir):
+    "What the main line saw, to the bit."
+    run = Run(run_dir)
+    seen = history(run, main_line(run), ["loss", "gradient_norm", "validation_loss"])
+    return seen.step.values.tolist(), {name: seen[name].values for name in seen}
+
+
+def assert_same_line(one, other):
+    (steps, a), (others, b) = losses(one), losses(other)
+    assert steps == others
+    for name in a: assert np.array_equal(a[name], b[name], equal_nan=True), name
+
+
+def decided(run_dir):
+    "All records without the clock, and without the numbers that count what a kill left behind."
+    plain = json.loads(json.dumps(records(run_dir)))
+    for record in plain:
+        for name in ("seconds", "run", "fork", "node"): del record[name]
+        record["collapse"] = record["collapse"] is not None
+        del record["root"]["node"], record["root"]["path"]
+        for tried in record["tried"]: del tried["node"]
+    return plain
+
+
+def kinds(run_dir):
+    return set(Run(run_dir).events().kind)
+
+
+def assert_account(run_dir):
+    "Every row is a step of the main line, was rewound, or belongs to a decision or a failure."
+    run, a_step = Run(run_dir), 2 * 32
+    spent = sum(r["tokens"] for r in records(run_dir)) + sum(d["tokens"] for d in run.events().query("kind == 'futures_failed'").detail)
+    rewound = sum(r["step"] - r["root"]["step"] for r in records(run_dir) if r["collapse"] is not None)
+    assert len(run.rows_since(0, ["loss"])[0]) == len(losses(run_dir)[0]) + rewound + spent // a_step and spent % a_step == 0
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    "A run with two decisions, the second in the fork of the first, never interrupted."
+    run_dir = tmp_path_factory.mktemp("whole") / "r"
+    assert go(config(), run_dir, winner=eager) == "finished"
+    return run_dir
+
+
+def test_a_run_that_steers_itself(whole):
+    first, second = records(whole)
+    assert [first["fork"], second["fork"]] == [0, first["collapse"]] and first["collapse"] and second["collapse"]
+    assert second["step"] >= first["root"]["step"] + 40, "refractory"
+    run = Run(whole)
+    nodes = run.nodes().set_index("node")
+    line = lineage(nodes, main_line(run))
+    assert [int(nodes.fork[n]) for n in line] == [0, first["collapse"], second["collapse"]] and nodes.outcome[line].tolist()[:2] == ["left", "left"]
+    assert_account(whole)
+    assert not nodes[nodes.settings.map(lambda s: "tried" in s)].last_step.isna().any(), "nothing that was tried is open"
+
+
+def replays(run_dir):
+    "What was tried, what was settled, and the line after each collapse."
+    nodes = Run(run_dir).nodes().set_index("node")
+    tried = nodes[nodes.settings.map(lambda s: "tried" in s)]
+    return [*tried.groupby("outcome").head(1).index, *nodes.index[nodes.outcome == "settled"][:2], *lineage(nodes, main_line(Run(run_dir)))[1:]]
+
+
+def test_whatever_was_tried_and_done_is_replayed_to_the_bit(whole):
+    found = [replay(whole, int(node)) for node in replays(whole)]
+    assert len(found) >= 5
+    for verdict in found: assert verdict.identical, str(verdict)
+
+
+def dying(moment, count, after):
+    "Kill this process before, or after, the call of that number."
+    owner, name = OWNERS[moment.split(".")[0]], moment.split(".")[1]
+    call, calls = getattr(owner, name), [0]
+
+    @wraps(call)
+    def dies(*arguments, **named):
+        calls[0] += 1
+        if calls[0] == count and not after: os.kill(os.getpid(), signal.SIGKILL)
+        result = call(*arguments, **named)
+        if calls[0] == count: os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    setattr(owner, name, dies)
+
+
+def doomed(settings, run_dir, moment, count, after):
+    dying(moment, count, after)
+    go(settings, run_dir, winner=eager)
+
+
+OWNERS = dict(futures=Futures, keeper=Checkpointing, group=Group, module=orchestrator)
+MOMENTS = [("futures._root", 1, False), ("keeper.keep", 1, True), ("futures._root", 1, True), ("keeper.keep", 1, True), ("futures._groups", 1, True), ("group.step", 7, True),
+           ("group.settle", 1, True), ("group.step", 60, True), ("module.write_record", 1, False), ("module.write_record", 1, True), ("futures._new_line", 1, True),
+           ("module.restore", 1, True), ("keeper.on_rewind", 1, True), ("futures._collapse", 1, False), ("futures._collapse", 1, True)]
+
+
+def test_killed_around_a_decision_it_is_the_same_decision(whole, tmp_path):
+    run_dir, killed = tmp_path / "r", 0
+    for decision in (1, 2):
+        for moment, count, after in MOMENTS if decision == 1 else MOMENTS[::3]:
+            process = FRESH.Process(target=doomed, args=(config(), run_dir, moment, count, after))
+            process.start()
+            process.join(120)
+            assert process.exitcode == -signal.SIGKILL, (decision, moment, count, process.exitcode)
+            run = Run(run_dir)
+            assert run.status() == "killed" and main_line(run) and draw_tree(run)
+            killed += 1
+        fork = int(Run(run_dir).nodes().set_index("node").fork[main_line(Run(run_dir))])
+        assert len(records(run_dir)) == decision and records(run_dir)[-1]["collapse"] == fork
+        if decision == 1: assert go(config(), run_dir, stopping((fork, 70)), eager) == "interrupted"
+    assert go(config(), run_dir, winner=eager) == "finished" and killed == len(MOMENTS) + len(MOMENTS[::3])
+    assert decided(run_dir) == decided(whole)
+    assert_same_line(run_dir, whole)
+    assert_account(run_dir)
+    assert "futures_failed" not in kinds(run_dir)
+    nodes = Run(run_dir).nodes()
+    assert (nodes.outcome == "abandoned").any() and len(Run(run_dir).events().query("kind == 'collapse'")) == 2
+    for node in replays(run_dir)[-2:]: assert replay(run_dir, int(node)).identical
+
+
+@pytest.mark.parametrize("checkpoints", [{}, dict(every=7, best=False), dict(every=1000, keep=1), dict(every=10, keep=2, kind="compact")], ids=str)
+def test_interrupted_and_resumed_it_is_the_same_run(whole, tmp_path, checkpoints):
+    run_dir = tmp_path / "r"
+    settings = config(checkpoints=checkpoints)
+    stops = [(0, 3), (0, 24), (3, 20), (3, 27), (3, 66), (3, 113), (3, 116)]
+    for stop in stops: assert go(settings, run_dir, stopping(stop), eager) == "interrupted", stop
+    assert go(settings, run_dir, winner=eager) == "finished"
+    assert decided(run_dir) == decided(whole)
+    assert_same_line(run_dir, whole)
+    assert_account(run_dir)
+
+
+QUIET = dict(rate=3e-3, steps=110, stressors=[dict(name="hot_rate", factor=100.0, start=60, stop=64)], trigger=dict(name="loss_z", window=40, warmup=30, threshold=3.0))
+
+
+@pytest.fixture(scope="module")
+def unarmed(tmp_path_factory):
+    "The run that nobody steers."
+    run_dir = tmp_path_factory.mktemp("unarmed") / "r"
+    settings = config(**QUIET)
+    assert train(settings.replace(futures=settings.futures.replace(armed=False)), run_dir) == "finished"
+    return run_dir
+
+
+def test_a_run_that_stays_is_the_run_that_was_not_armed(unarmed, tmp_path):
+    go(config(**QUIET), tmp_path / "r")
+    record, = records(tmp_path / "r")
+    assert record["verdict"] == "stay" and record["collapse"] is None and record["trigger"].startswith("loss_z")
+    assert_same_line(tmp_path / "r", unarmed)
+    assert_account(tmp_path / "r")
+
+
+def breaks_at(call, count, problem):
+    calls = [0]
+
+    @wraps(call)
+    def breaks(*arguments, **named):
+        calls[0] += 1
+        if calls[0] == count: raise problem
+        return call(*arguments, **named)
+    return breaks
+
+
+@pytest.mark.parametrize("owner, name, count, problem", [
+    (Group, "step", 9, RuntimeError("a rollout raised")), (Group, "settle", 2, MemoryError("no memory")), (orchestrator, "with_effect", 1, ValueError("a proposer raised")),
+    (orchestrator, "write_record", 1, OSError(28, "No space left on device")), (Futures, "_number", 1, KeyError("no row"))])
+def test_what_a_future_does_is_no_business_of_the_main_line(unarmed, tmp_path, monkeypatch, owner, name, count, problem):
+    monkeypatch.setattr(owner, name, breaks_at(getattr(owner, name), count, problem))
+    assert go(config(**QUIET), tmp_path / "r") == "finished"
+    events = Run(tmp_path / "r").events().query("kind == 'futures_failed'")
+    assert len(events) == 1 and type(problem).__name__ in events.detail.iloc[0]["reason"] and not records(tmp_path / "r")
+    assert_same_line(tmp_path / "r", unarmed)
+    assert_account(tmp_path / "r")
+    nodes = Run(tmp_path / "r").nodes()
+    assert not nodes.last_step.isna().any() and (nodes.outcome == "failed").any() == (owner is Group)
+
+
+def test_a_disk_that_takes_no_state(unarmed, tmp_path, monkeypatch):
+    def full(path, header, snapshot): raise OSError(28, "No space left on device", str(path))
+    monkeypatch.setattr(store_module, "write_snapshot", full)
+    assert go(config(**QUIET), tmp_path / "r") == "finished"
+    failed, = Run(tmp_path / "r").events().query("kind == 'futures_failed'").detail
+    assert "could not be written" in failed["reason"] and failed["tokens"] == 0
+    assert_same_line(tmp_path / "r", unarmed)
+
+
+def test_futures_that_diverge(unarmed, tmp_path):
+    hot = dict(name="random", space=dict(learning_rate_scale=[1.0, 1e25, 1e30], weight_decay_scale=[1.0], clip=[None], momentum_reset=[False]))
+    go(config(**QUIET | dict(proposer=hot)), tmp_path / "r")
+    record, = records(tmp_path / "r")
+    assert [t["dropped_at"] is not None for t in record["tried"]] == [False, False, True, True] and None in record["tried"][2]["losses"] and record["verdict"] == "stay"
+    assert_same_line(tmp_path / "r", unarmed)
+    assert_account(tmp_path / "r")
+    assert "frozen" in set(Run(tmp_path / "r").nodes().outcome)
+
+
+def test_a_storm_is_bounded(tmp_path):
+    settings = config(steps=200, trigger=dict(name="constant_hazard", hazard=1.0), refractory=30, budget=1.5)
+    go(settings, tmp_path / "r")
+    found = records(tmp_path / "r")
+    rest = [(r["root"]["step"] if r["collapse"] else r["step"]) + 30 for r in found]
+    assert len(found) >= 2 and all(r["step"] >= end for r, end in zip(found[1:], rest))
+    spent = sum(r["tokens"] + (r["step"] - r["root"]["step"]) * 64 * (r["collapse"] is not None) for r in found)
+    assert spent <= 1.5 * 200 * 64
+    ignored = Run(tmp_path / "r").events().query("kind == 'trigger_ignored'")
+    assert len(ignored) == 1 and "futures.budget = 1.5" in ignored.detail.iloc[0]["reason"]
+    assert_account(tmp_path / "r")
