@@ -53,7 +53,7 @@ def whole(tmp_path_factory):
 
 def test_a_map_its_pixels_and_the_list(whole):
     folder, out, err = whole
-    assert "576 of 576" in out and "sdalab map edge-95k --name slow --pixel" in out and "to compute if all are, in about" in err
+    assert "576 of 576" in out and "sdalab map --like slow --pixel" in out and "to compute if all are, in about" in err
     assert (folder / "maps/slow/map.png").stat().st_size > 10_000
     code, out, err = sdalab(folder, "map", "--name", "slow", "--pixel", "23", "5")
     assert code == 0 and "in the map: the same to the bit" in out, err

@@ -68,7 +68,7 @@ def window(axis: dict) -> dict:
     if axis.get('scale') == 'log': return rest | dict(low=c * 10 ** (-w / 2), high=c * 10 ** (w / 2))
     return rest | dict(low=c - w / 2, high=c + w / 2)
 
-def load_map(source: str, # a preset's name, or a YAML file
+def load_map(source: str | dict, # a preset's name, or a YAML file; or another map's configuration
              changes=(), # 'key=value', dots go down
              **fields) -> MapConfig: # the same, as keywords; None leaves the field alone
     "Read, change and check a map's configuration. Raises `BadInput` with what is wrong."

@@ -17,7 +17,6 @@ from .landscape import FIELDS, LABELS, Axis
 from ..checked import BadInput, nearest
 from ..checkpoints.codec import replacing
 from ..journal.schema import hold, is_held
-from ..training.configuration import differences
 
 # %% ../../nbs/boundary/75_store.ipynb #bafa2cde
 class Grid(NamedTuple):
@@ -69,6 +68,7 @@ class MapStore:
 
     def _refuse_others(self, entries):
         if not (self.folder/'manifest.json').exists(): return
+        from sdalab.training.configuration import differences # here: who only reads maps needs no engine
         if theirs := differences(read_manifest(self.folder)['configuration'], entries):
             key, (old, new) = next(iter(theirs.items()))
             raise BadInput(f"{key} = {new!r}: the map {self.folder.name!r} was begun with {old!r}; take another --name, or the same settings to go on with it")
