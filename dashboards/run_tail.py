@@ -279,17 +279,21 @@ class Watch:
             try:
                 self.turn()
             except Exception:  # the thread serves everybody: it must not end with one run's surprise
-                log.exception("looking at the runs below %s failed", self.root)
+                log.exception("looking below %s failed", self.root)
 
     def turn(self):
         "One round: list the runs now and then, look at those that are asked for, forget the others."
         now = time.monotonic()
         if now - self._last_asked < self.PATIENCE and (now - self._last_list > self.LIST_EVERY or self._unknown()):
-            self.entries, self.problems = find_runs(self.root, self._known)
+            self.entries, self.problems = self._find()
             self._last_list, self.listed = now, True
         for key, asked in list(self._asked.items()):
             if now - asked > self.PATIENCE: self._forget(key)
             else: self._look(key)
+
+    def _find(self): return find_runs(self.root, self._known)
+
+    def _follow(self, entry): return Tail(entry.run_dir, entry.key)
 
     def _unknown(self):
         return any(key not in self._tails for key in list(self._asked))
@@ -298,7 +302,7 @@ class Watch:
         if key not in self._tails:
             found = [entry for entry in self.entries if entry.key == key]
             if not found: return
-            self._tails[key] = Tail(found[0].run_dir, key)
+            self._tails[key] = self._follow(found[0])
         self._tails[key].look()
 
     def _forget(self, key):

@@ -6,9 +6,9 @@ Docs: https://sdalab.github.io/sdalab/boundary/view.html.md"""
 
 # %% auto #0
 __all__ = ['TONES', 'PALER', 'NOTHING', 'COLOURS', 'INK', 'POINT', 'TICKS', 'QUIET', 'HINT', 'levels', 'blend', 'inks',
-           'on_screen', 'digits', 'plain', 'told', 'MapView', 'share_of']
+           'on_screen', 'digits', 'in_words', 'plain', 'told', 'MapView', 'share_of']
 
-# %% ../../nbs/boundary/79a_view.ipynb #9640ccbe
+# %% ../../nbs/boundary/79a_view.ipynb #9e588ae2
 import html, math
 from typing import Callable
 import numpy as np, panel as pn, xarray as xr
@@ -20,7 +20,7 @@ from scipy.ndimage import distance_transform_edt
 from .landscape import LABELS, Axis
 from .pictures import palette, ruler, tones
 
-# %% ../../nbs/boundary/79a_view.ipynb #52241947
+# %% ../../nbs/boundary/79a_view.ipynb #0d7284d1
 TONES = 127
 PALER, NOTHING = '#9a9a9a', '#8a8a8a' # what the paler tones lean to; where nothing is known
 COLOURS = {'class': 'class', 'torkamandi': "Torkamandi's score", 'sohl_dickstein': "Sohl-Dickstein's score"} # a map can be coloured by
@@ -42,7 +42,7 @@ def blend(one: str, other: str, share: float) -> str: "A colour between two."; r
 def inks() -> list[str]: "The colours of `levels`."; return [NOTHING, *palette(TONES), *(blend(ink, PALER, 0.45) for ink in palette(TONES))]
 INK = {name: palette(TONES)[round((tone + 1) / 2 * (TONES - 1))] for name, tone in zip(LABELS, (-0.6, 0.0, 0.6))} # of a class
 
-# %% ../../nbs/boundary/79a_view.ipynb #b8a65cb3
+# %% ../../nbs/boundary/79a_view.ipynb #3b4ad215
 def on_screen(n: int, # pixels of the map, one way
               first: float, last: float, # the part that is seen, as shares
               most: int, # pixels of the screen
@@ -53,11 +53,17 @@ def on_screen(n: int, # pixels of the map, one way
     count = max(1, min(end - begin, most))
     return begin + ((np.arange(count) + 0.5) * (end - begin) / count).astype(int), begin / n, end / n
 
-# %% ../../nbs/boundary/79a_view.ipynb #bc47c8e0
+# %% ../../nbs/boundary/79a_view.ipynb #abd63396
 def digits(values: np.ndarray) -> int: # [n] ascending
     "Significant digits that tell neighbours apart."
-    gap, top = np.diff(values).min() if len(values) > 1 else 1.0, np.abs(values).max()
-    return int(min(17, max(4, 2 + math.ceil(math.log10(top / gap))))) if top and gap else 4
+    values = np.asarray(values)
+    gaps = np.diff(values) / np.maximum(np.abs(values[1:]), np.abs(values[:-1])) if len(values) > 1 else np.ones(1)
+    return int(min(17, max(4, 2 + math.ceil(-math.log10(max(gaps.min(), 1e-17))))))
+
+def in_words(name: str) -> str:
+    "A setting's name to read: 'learning rate of mlp, head' for learning_rate.mlp+head."
+    field, _, groups = name.replace('_', ' ').partition('.')
+    return f'{field} of {groups.replace("+", ", ")}' if groups else field
 
 def plain(value: float, n: int = 4) -> str: "A number in few signs; a dash where there is none."; return f'{value:.{n}g}' if math.isfinite(value) else '–'
 
@@ -65,15 +71,15 @@ def told(dataset: xr.Dataset, column: int, row: int) -> dict[str, str]:
     "What a map says of a pixel, in words."
     one = {name: dataset[name].values[row, column] for name in dataset.data_vars}
     source = one.get('source', 1 if math.isfinite(one['last']) else 0)
-    said = {dataset[axis].attrs['long_name']: plain(float(dataset[axis].values[at]), digits(dataset[axis].values)) for axis, at in (('x', column), ('y', row))}
+    said = {in_words(dataset[axis].attrs['long_name']): plain(float(dataset[axis].values[at]), digits(dataset[axis].values)) for axis, at in (('x', column), ('y', row))}
     if one['label'] < 0: return said | {'class': 'not known yet'}
-    said['class'] = LABELS[one['label']] + ('' if source > 0 else ', filled in from its neighbours')
+    said['class'] = LABELS[one['label']] + ('' if source > 0 else ' (filled in)')
     if source <= 0: return said
     said |= {COLOURS[name]: plain(one[name]) for name in ('torkamandi', 'sohl_dickstein')}
     said |= {'mean of the last losses': plain(one['last']), 'largest': f"{plain(one['largest'])} times the first loss", 'steps run': f"{one['steps']:,}"}
     return said | ({'not finite from step': f"{one['nonfinite']:,}"} if one['nonfinite'] >= 0 else {})
 
-# %% ../../nbs/boundary/79a_view.ipynb #52f31e2e
+# %% ../../nbs/boundary/79a_view.ipynb #732add7d
 POINT = """
 const n = [columns, rows], ends = [[x.start, x.end], [y.start, y.end]], at = [cb_obj.x, cb_obj.y].map((u, k) => Math.floor((u - low[k]) / (high[k] - low[k]) * n[k]))
 const inside = at.every((p, k) => p >= 0 && p < n[k])
@@ -85,7 +91,7 @@ setTimeout(() => { pointer.waits = false; pointer.tags = pointer.at }, 60)
 """ # at most one question in 60 ms, and only for another pixel
 TICKS = "const v = 10 ** tick, p = %d; return v >= 1e-2 && v < 1e4 ? Number(v.toPrecision(p)).toString() : Number(v.toPrecision(p)).toExponential()"
 QUIET = ':host { font-size: 13px; line-height: 1.5; min-height: 3.1em; margin: 0 4px; font-variant-numeric: tabular-nums; }'
-HINT = 'Point at the map to read a pixel. Click on one to run it alone. Drag a box to look deeper.'
+HINT = 'Point at the map to read a pixel.'
 
 class MapView(pn.viewable.Viewer):
     "A map on the screen."
@@ -100,7 +106,7 @@ class MapView(pn.viewable.Viewer):
         self.rulers = [ruler(dataset[name]) for name in 'xy']
         self.source, self.pointer = ColumnDataSource(dict(image=[], x=[], y=[], dw=[], dh=[])), Div(tags=[-1, -1], visible=False)
         self.picked, self.inner = ColumnDataSource(dict(x=[], y=[])), ColumnDataSource(dict(left=[], right=[], bottom=[], top=[], name=[]))
-        self.chosen = BoxAnnotation(visible=False, fill_alpha=0.12, fill_color='#ffffff', line_color='#000000', line_width=2, line_dash='dashed')
+        self.chosen = [BoxAnnotation(visible=False, fill_alpha=alpha, fill_color='#ffffff', line_color=ink, line_width=2, line_dash=dash) for alpha, ink, dash in ((0.25, '#ffffff', 'solid'), (0, '#000000', 'dashed'))]
         self.reading = Div(text=html.escape(HINT), stylesheets=[InlineStyleSheet(css=QUIET)], sizing_mode='stretch_width')
         self.figure = self._make_figure()
         self.view = Column(self.reading, self.figure, self.pointer, sizing_mode='stretch_width')
@@ -110,7 +116,7 @@ class MapView(pn.viewable.Viewer):
     def size(self) -> tuple[int, int]: "Columns and rows."; return self.dataset.sizes['x'], self.dataset.sizes['y']
     def __panel__(self): return pn.pane.Bokeh(self.view, sizing_mode='stretch_width')
 
-# %% ../../nbs/boundary/79a_view.ipynb #4c83d112
+# %% ../../nbs/boundary/79a_view.ipynb #77d26bd8
 from fastcore.basics import patch
 
 @patch
@@ -122,8 +128,8 @@ def _make_figure(self: MapView):
                  max_width=760, min_border_right=12, toolbar_location='above')
     fig.toolbar.logo, fig.toolbar.active_drag, fig.grid.visible = None, box, False
     for axis, (label, low, high), name in zip((fig.xaxis, fig.yaxis), self.rulers, 'xy'):
-        words = self.axes[name].name.replace('_', ' ')
-        axis.axis_label = label.replace('_', ' ')
+        words = in_words(self.axes[name].name)
+        axis.axis_label = label.replace(self.axes[name].name, words)
         if label == f'log10 {self.axes[name].name}': # the ticks can be the settings themselves
             axis.axis_label, axis.formatter = words, CustomJSTickFormatter(code=TICKS % max(2, 2 - math.floor(math.log10(high - low))))
     fig.add_glyph(self.source, Image(image='image', x='x', y='y', dw='dw', dh='dh', color_mapper=LinearColorMapper(palette=inks(), low=0, high=254)))
@@ -131,7 +137,7 @@ def _make_figure(self: MapView):
         fig.quad('left', 'right', 'top', 'bottom', source=self.inner, fill_color=None, line_color=ink, line_width=width)
         fig.scatter('x', 'y', source=self.picked, marker='square', size=11, fill_color=None, line_color=ink, line_width=width)
     fig.text('left', 'top', 'name', source=self.inner, x_offset=4, y_offset=4, text_baseline='top', text_color='#ffffff', text_outline_color='#000000', text_font_size='13px', text_font_style='bold')
-    fig.add_layout(self.chosen)
+    for one in self.chosen: fig.add_layout(one)
     self._listen(fig)
     return fig
 
@@ -164,7 +170,7 @@ def pixel_at(self: MapView, u: float, v: float) -> tuple[int, int] | None: # col
     at = tuple(math.floor(share * n) for share, n in zip(self.shares(u, v), self.size))
     return at if all(0 <= p < n for p, n in zip(at, self.size)) else None
 
-# %% ../../nbs/boundary/79a_view.ipynb #58ff1187
+# %% ../../nbs/boundary/79a_view.ipynb #55ab86a6
 @patch
 def show(self: MapView, dataset: xr.Dataset, painted: np.ndarray | None = None, colour: str | None = None):
     "Show another state of the same map."
@@ -190,7 +196,7 @@ def _paint(self: MapView):
 def _read(self: MapView, column: int, row: int):
     "Say what is under the pointer."
     if not (0 <= column < self.size[0] and 0 <= row < self.size[1]): said = html.escape(HINT)
-    else: said = ' &ensp;·&ensp; '.join(f'{html.escape(what.replace("_", " "))} <b>{html.escape(value)}</b>' for what, value in list(told(self.dataset, column, row).items())[:5])
+    else: said = ' &ensp;·&ensp; '.join(f'{html.escape(what)} <b>{html.escape(value)}</b>' for what, value in list(told(self.dataset, column, row).items())[:5])
     self.reading.text = said
 
 @patch
@@ -211,8 +217,13 @@ def _boxed(self: MapView, geometry: dict):
     ends = np.clip([self.shares(geometry['x0'], geometry['y0']), self.shares(geometry['x1'], geometry['y1'])], 0, 1)
     (x0, y0), (x1, y1) = ends.min(0).tolist(), ends.max(0).tolist()
     if not (x0 < x1 and y0 < y1): return
-    self.chosen.update(left=min(geometry['x0'], geometry['x1']), right=max(geometry['x0'], geometry['x1']), bottom=min(geometry['y0'], geometry['y1']), top=max(geometry['y0'], geometry['y1']), visible=True)
+    for one in self.chosen: one.update(left=min(geometry['x0'], geometry['x1']), right=max(geometry['x0'], geometry['x1']), bottom=min(geometry['y0'], geometry['y1']), top=max(geometry['y0'], geometry['y1']), visible=True)
     self.box(self.axes['x'].within(x0, x1), self.axes['y'].within(y0, y1))
+
+@patch
+def unbox(self: MapView):
+    "Forget the box."
+    for one in self.chosen: one.visible = False
 
 @patch
 def frame(self: MapView, windows: dict[str, tuple[Axis, Axis]]): # name -> x, y
