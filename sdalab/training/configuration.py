@@ -10,6 +10,7 @@ __all__ = ['SWEEPABLE', 'Lane', 'CheckpointConfig', 'MonitorConfig', 'FuturesCon
 
 # %% ../../nbs/training/19_configuration.ipynb #215308d9
 import itertools, re
+from copy import deepcopy
 from pathlib import Path
 from typing import Literal, NamedTuple
 import yaml
@@ -179,12 +180,12 @@ def load_config(source: str, # a preset's name, or a YAML file
     "Read, change and check a configuration. Raises `BadInput` with what is wrong."
     return TrainConfig(**read_entries(source, changes) | {k: v for k, v in fields.items() if v is not None})
 
-def read_entries(source: str, # a preset's name, or a YAML file
+def read_entries(source: str | dict, # a preset's name, or a YAML file; or what one would hold
                  changes=(), # 'key=value', dots go down
                  folder: str = 'presets', # of `data/`, where the presets are
                 ) -> dict:
     "A configuration as plain data, changed. Raises `BadInput` with what is wrong."
-    entries = _read_yaml(source, folder)
+    entries = deepcopy(source) if isinstance(source, dict) else _read_yaml(source, folder)
     for change in changes:
         key, equals, value = change.partition('=')
         if not equals: raise BadInput(f"--set {change}: should be key=value, such as steps=500")
