@@ -8,7 +8,7 @@ Docs: https://sdalab.github.io/sdalab/boundary/small_networks.html.md"""
 __all__ = ['CONDITIONS', 'RATE_AXES', 'OFFSET_AXES', 'ACTIVATIONS', 'Condition', 'Activation', 'SmallNetworks', 'lanes_of',
            'draw_data', 'draw_weights', 'minibatch', 'Chunk', 'NetworkPixels', 'paper_axes']
 
-# %% ../../nbs/boundary/72_small_networks.ipynb #05f9483b
+# %% ../../nbs/boundary/72_small_networks.ipynb #4ed756a1
 import math
 from functools import cached_property
 from typing import Callable, Literal, NamedTuple
@@ -20,7 +20,7 @@ from ..checked import Checked, build_named, nearest
 from ..training.corpus import philox
 from ..training.train import DTYPES
 
-# %% ../../nbs/boundary/72_small_networks.ipynb #dc32a089
+# %% ../../nbs/boundary/72_small_networks.ipynb #44824808
 class Condition(NamedTuple):
     "What distinguishes one of the experiments."
     activation: str # tanh, relu or identity
@@ -40,7 +40,7 @@ CONDITIONS = {
 RATE_AXES = 'learning_rate.input', 'learning_rate.output'
 OFFSET_AXES = 'input_offset', 'learning_rate'
 
-# %% ../../nbs/boundary/72_small_networks.ipynb #4049a8ef
+# %% ../../nbs/boundary/72_small_networks.ipynb #d568762d
 class Activation(NamedTuple):
     "f(z) = scale * value(stretch * z) + shift, on inputs times gain."
     value: Callable[[Tensor], Tensor] # in place
@@ -55,7 +55,7 @@ ACTIVATIONS = dict(
     relu=Activation(torch.relu_, lambda error, value, grad_input: torch.ops.aten.threshold_backward.grad_input(error, value, 0, grad_input=grad_input)),
     identity=Activation(lambda z: z, lambda error, value, grad_input: grad_input.copy_(error), gain=1.0))
 
-# %% ../../nbs/boundary/72_small_networks.ipynb #fe2c45dd
+# %% ../../nbs/boundary/72_small_networks.ipynb #862552c1
 class SmallNetworks(Checked):
     "Sohl-Dickstein's networks under gradient descent."
     x: Axis = Field(Axis(name='learning_rate.input', low=1e-3, high=1e6, scale='log'), description='rate of the input layer, or offset of its weights')
@@ -92,7 +92,7 @@ class SmallNetworks(Checked):
     def weights(self) -> tuple[Tensor, Tensor]: "What every pixel starts from: W [width, width], hidden by input, and w [width]."; return draw_weights(self)
     def start(self, x: Tensor, y: Tensor) -> 'NetworkPixels': "One lane a pixel."; return NetworkPixels(self, x, y)
 
-# %% ../../nbs/boundary/72_small_networks.ipynb #6b331ea6
+# %% ../../nbs/boundary/72_small_networks.ipynb #122c9215
 def lanes_of(width: int, # hidden units
              count: int, # data
             ) -> int:
@@ -119,7 +119,7 @@ def minibatch(landscape: SmallNetworks, step: int) -> Tensor | None: # places in
     size, count = landscape.experiment.minibatch, len(landscape.data[1])
     return None if size is None else torch.from_numpy(philox(landscape.order, step, 'order').integers(count, size=size))
 
-# %% ../../nbs/boundary/72_small_networks.ipynb #c7779d64
+# %% ../../nbs/boundary/72_small_networks.ipynb #b9578d91
 class Chunk:
     "Buffers for the networks that step together."
     def __init__(self, landscape: SmallNetworks):
@@ -150,7 +150,7 @@ class Chunk:
         self.w.addcmul_(self.w_gradient, self.rates[1], value=step)
         return squares
 
-# %% ../../nbs/boundary/72_small_networks.ipynb #1651d239
+# %% ../../nbs/boundary/72_small_networks.ipynb #da08d3e7
 class NetworkPixels:
     "Networks under way, a lane each."
     def __init__(self, landscape: SmallNetworks, x: Tensor, y: Tensor):
