@@ -7,7 +7,7 @@ Docs: https://sdalab.github.io/sdalab/boundary/pictures.html.md"""
 # %% auto #0
 __all__ = ['STOPS', 'palette', 'tones', 'map_view', 'frame_dataset', 'next_window', 'follow', 'picture', 'film']
 
-# %% ../../nbs/boundary/79_pictures.ipynb #2287d422
+# %% ../../nbs/boundary/79_pictures.ipynb #bdb0b94d
 import math
 from pathlib import Path
 from typing import Iterator, NamedTuple
@@ -20,7 +20,7 @@ from .refinement import Refinement, compute
 from .store import EMPTY
 from ..checked import BadInput
 
-# %% ../../nbs/boundary/79_pictures.ipynb #3beebb85
+# %% ../../nbs/boundary/79_pictures.ipynb #34833a06
 STOPS = [(-1.0, '#00264d'), (-0.6, '#0072b2'), (-0.2, '#a6d8f5'), (-0.19, '#f0e442'), (0.19, '#f0e442'), (0.2, '#ffd9b3'), (0.6, '#d55e00'), (1.0, '#5c1a00')] # tone and colour
 
 def palette(n: int = 256) -> list[str]:
@@ -45,7 +45,7 @@ def tones(labels: np.ndarray, # [...] places in LABELS; -1: not known
         out[here] = out[tuple(nearest)][here]
     return out
 
-# %% ../../nbs/boundary/79_pictures.ipynb #1abaf33a
+# %% ../../nbs/boundary/79_pictures.ipynb #a529ef19
 def _ruler(axis: xr.DataArray) -> tuple[str, float, float]:
     "Label of an axis of the picture, and where the window lies on it."
     log = axis.attrs['scale'] == 'log'
@@ -72,7 +72,7 @@ def map_view(dataset: xr.Dataset, # of `open_map` or `frame_dataset`
     return hv.Image(tuple([np.linspace(*ends, n, endpoint=False) + (ends[1] - ends[0]) / (2 * n) for ends, n in ((x, len(dataset.x)), (y[::-1], len(dataset.y)))] + data), ['at_x', 'at_y'], names).opts(
         cmap=palette(), clim=(-1, 1), tools=['hover'], hover_tooltips=tooltips, hover_formatters={'@class': words}, xlabel=x_label, ylabel=y_label, width=side, height=side, clipping_colors={'NaN': '#bbbbbb'})
 
-# %% ../../nbs/boundary/79_pictures.ipynb #ab5993c8
+# %% ../../nbs/boundary/79_pictures.ipynb #4341ed2d
 def frame_dataset(landscape: Landscape,
                   side: int, # pixels, both ways
                   stride: int = 8, # of the first lattice; 1: every pixel
@@ -88,7 +88,7 @@ def frame_dataset(landscape: Landscape,
     coordinates = {name: (name, values.numpy(), dict(long_name=axis.name, scale=axis.scale, low=axis.low, high=axis.high)) for name, values, axis in (('x', x, landscape.x), ('y', y, landscape.y))}
     return xr.Dataset({name: (('y', 'x'), values.reshape(side, side)) for name, values in arrays.items()}, coordinates, dict(classes=list(LABELS)))
 
-# %% ../../nbs/boundary/79_pictures.ipynb #54c0280e
+# %% ../../nbs/boundary/79_pictures.ipynb #a4933047
 def next_window(dataset: xr.Dataset,
                 landscape: Landscape, # that it is a window of
                 share: float = 0.25, # side of the next window
@@ -103,8 +103,7 @@ def next_window(dataset: xr.Dataset,
     nearest = np.hypot(i - (edges.shape[0] - rows) / 2, j - (edges.shape[1] - columns) / 2).argmin()
     ends = lambda start, n, all_: ((start + 0.5) / (all_ + 1), (start + 0.5 + n) / (all_ + 1)) # cells lie between pixels' middles
     x, y = landscape.x.within(*ends(j[nearest], columns, edges.shape[1])), landscape.y.within(*ends(i[nearest], rows, edges.shape[0]))
-    fine = min(ulps(x, len(dataset.x), landscape.dtype), ulps(y, len(dataset.y), landscape.dtype)) >= PLENTY if x.low < x.high and y.low < y.high else False
-    return (x, y) if fine else None
+    return (x, y) if min(ulps(x, len(dataset.x), landscape.dtype), ulps(y, len(dataset.y), landscape.dtype)) >= PLENTY else None
 
 def follow(landscape: Landscape,
            side: int = 128, # pixels
@@ -119,7 +118,7 @@ def follow(landscape: Landscape,
         if not edge_cells(dataset.label.values).any() or (window := next_window(dataset, landscape, share)) is None: return
         landscape = landscape.replace(x=window[0], y=window[1])
 
-# %% ../../nbs/boundary/79_pictures.ipynb #4b435ab8
+# %% ../../nbs/boundary/79_pictures.ipynb #a6d471d4
 def picture(dataset: xr.Dataset,
             score: str = 'sohl_dickstein',
             scale: int = 1, # screen pixels a side of a map's pixel
