@@ -7,7 +7,7 @@ Docs: https://sdalab.github.io/sdalab/boundary/pictures.html.md"""
 # %% auto #0
 __all__ = ['STOPS', 'palette', 'tones', 'map_view', 'frame_dataset', 'next_window', 'follow', 'picture', 'film']
 
-# %% ../../nbs/boundary/79_pictures.ipynb #bdb0b94d
+# %% ../../nbs/boundary/79_pictures.ipynb #a4c31a71
 import math
 from pathlib import Path
 from typing import Iterator, NamedTuple
@@ -20,7 +20,7 @@ from .refinement import Refinement, compute
 from .store import EMPTY
 from ..checked import BadInput
 
-# %% ../../nbs/boundary/79_pictures.ipynb #34833a06
+# %% ../../nbs/boundary/79_pictures.ipynb #21cb6d0b
 STOPS = [(-1.0, '#00264d'), (-0.6, '#0072b2'), (-0.2, '#a6d8f5'), (-0.19, '#f0e442'), (0.19, '#f0e442'), (0.2, '#ffd9b3'), (0.6, '#d55e00'), (1.0, '#5c1a00')] # tone and colour
 
 def palette(n: int = 256) -> list[str]:
@@ -45,7 +45,7 @@ def tones(labels: np.ndarray, # [...] places in LABELS; -1: not known
         out[here] = out[tuple(nearest)][here]
     return out
 
-# %% ../../nbs/boundary/79_pictures.ipynb #a529ef19
+# %% ../../nbs/boundary/79_pictures.ipynb #47505d3b
 def _ruler(axis: xr.DataArray) -> tuple[str, float, float]:
     "Label of an axis of the picture, and where the window lies on it."
     log = axis.attrs['scale'] == 'log'
@@ -72,7 +72,7 @@ def map_view(dataset: xr.Dataset, # of `open_map` or `frame_dataset`
     return hv.Image(tuple([np.linspace(*ends, n, endpoint=False) + (ends[1] - ends[0]) / (2 * n) for ends, n in ((x, len(dataset.x)), (y[::-1], len(dataset.y)))] + data), ['at_x', 'at_y'], names).opts(
         cmap=palette(), clim=(-1, 1), tools=['hover'], hover_tooltips=tooltips, hover_formatters={'@class': words}, xlabel=x_label, ylabel=y_label, width=side, height=side, clipping_colors={'NaN': '#bbbbbb'})
 
-# %% ../../nbs/boundary/79_pictures.ipynb #4341ed2d
+# %% ../../nbs/boundary/79_pictures.ipynb #bb42ccfb
 def frame_dataset(landscape: Landscape,
                   side: int, # pixels, both ways
                   stride: int = 8, # of the first lattice; 1: every pixel
@@ -88,21 +88,26 @@ def frame_dataset(landscape: Landscape,
     coordinates = {name: (name, values.numpy(), dict(long_name=axis.name, scale=axis.scale, low=axis.low, high=axis.high)) for name, values, axis in (('x', x, landscape.x), ('y', y, landscape.y))}
     return xr.Dataset({name: (('y', 'x'), values.reshape(side, side)) for name, values in arrays.items()}, coordinates, dict(classes=list(LABELS)))
 
-# %% ../../nbs/boundary/79_pictures.ipynb #a4933047
+# %% ../../nbs/boundary/79_pictures.ipynb #8aa91b40
 def next_window(dataset: xr.Dataset,
                 landscape: Landscape, # that it is a window of
                 share: float = 0.25, # side of the next window
+                rng: np.random.Generator | None = None, # draws an edge cell; none: where most of the boundary is
                ) -> tuple[Axis, Axis] | None: # none: finer than the arithmetic can tell
-    "Where most of the boundary is. Raises `BadInput` where there is none."
+    "A window on the boundary. Raises `BadInput` where there is none."
     edges = edge_cells(dataset.label.values)
     if not edges.any(): raise BadInput('label: all pixels are of one class, so there is no boundary to follow; take another window')
     rows, columns = (max(1, round(share * n)) for n in edges.shape)
-    total = np.pad(edges.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    count = total[rows:, columns:] - total[:-rows, columns:] - total[rows:, :-columns] + total[:-rows, :-columns]
-    i, j = np.nonzero(count == count.max())
-    nearest = np.hypot(i - (edges.shape[0] - rows) / 2, j - (edges.shape[1] - columns) / 2).argmin()
+    if rng is None:
+        total = np.pad(edges.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+        count = total[rows:, columns:] - total[:-rows, columns:] - total[rows:, :-columns] + total[:-rows, :-columns]
+        best = np.argwhere(count == count.max())
+        i, j = best[np.hypot(*(best - (np.array(count.shape) - 1) / 2).T).argmin()]
+    else:
+        cell = rng.choice(np.argwhere(edges))
+        i, j = (int(np.clip(c - n // 2, 0, all_ - n)) for c, n, all_ in zip(cell, (rows, columns), edges.shape))
     ends = lambda start, n, all_: ((start + 0.5) / (all_ + 1), (start + 0.5 + n) / (all_ + 1)) # cells lie between pixels' middles
-    x, y = landscape.x.within(*ends(j[nearest], columns, edges.shape[1])), landscape.y.within(*ends(i[nearest], rows, edges.shape[0]))
+    x, y = landscape.x.within(*ends(j, columns, edges.shape[1])), landscape.y.within(*ends(i, rows, edges.shape[0]))
     return (x, y) if min(ulps(x, len(dataset.x), landscape.dtype), ulps(y, len(dataset.y), landscape.dtype)) >= PLENTY else None
 
 def follow(landscape: Landscape,
@@ -110,15 +115,16 @@ def follow(landscape: Landscape,
            depth: int = 6, # windows at most
            share: float = 0.25, # side of a window in that of the one before
            stride: int = 8, # of the first lattice
+           rng: np.random.Generator | None = None, # draws an edge cell for each window; none: where most of the boundary is
           ) -> Iterator[tuple[Landscape, xr.Dataset]]:
     "Window after window, each on the boundary of the one before; ends where the arithmetic does, or where the boundary is out of sight."
     for _ in range(depth):
         dataset = frame_dataset(landscape, side, stride)
         yield landscape, dataset
-        if not edge_cells(dataset.label.values).any() or (window := next_window(dataset, landscape, share)) is None: return
+        if not edge_cells(dataset.label.values).any() or (window := next_window(dataset, landscape, share, rng)) is None: return
         landscape = landscape.replace(x=window[0], y=window[1])
 
-# %% ../../nbs/boundary/79_pictures.ipynb #a6d471d4
+# %% ../../nbs/boundary/79_pictures.ipynb #c096f342
 def picture(dataset: xr.Dataset,
             score: str = 'sohl_dickstein',
             scale: int = 1, # screen pixels a side of a map's pixel
