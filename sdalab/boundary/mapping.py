@@ -8,7 +8,7 @@ Docs: https://sdalab.github.io/sdalab/boundary/mapping.html.md"""
 __all__ = ['LANDSCAPES', 'MapConfig', 'window', 'load_map', 'build_landscape', 'MapStopped', 'work', 'Crew', 'LocalCrew',
            'DaskCrew', 'open_crew', 'Progress', 'expected_pixels', 'Mapper', 'Trace', 'trace', 'agrees']
 
-# %% ../../nbs/boundary/76_mapping.ipynb #896f241a
+# %% ../../nbs/boundary/76_mapping.ipynb #0895e5a3
 import json, logging, math, multiprocessing, os, signal, threading, time
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, ProcessPoolExecutor, wait
@@ -28,7 +28,7 @@ from ..checked import BadInput, Checked, build_named
 from ..training.configuration import read_entries
 from ..training.train import machine
 
-# %% ../../nbs/boundary/76_mapping.ipynb #a09ab9c4
+# %% ../../nbs/boundary/76_mapping.ipynb #18e8469f
 LANDSCAPES = {'decoder': DecoderLandscape, 'small-networks': SmallNetworks, **TOYS}
 
 class MapConfig(Checked):
@@ -81,7 +81,7 @@ def build_landscape(config: MapConfig) -> Landscape:
     needed = precision_for({config.x: config.width, config.y: config.height}, landscape.dtype)
     return landscape if needed == landscape.dtype else landscape.replace(precision='float64')
 
-# %% ../../nbs/boundary/76_mapping.ipynb #45ddbb3f
+# %% ../../nbs/boundary/76_mapping.ipynb #94cc085f
 class MapStopped(RuntimeError):
     "The map cannot go on now; what is finished is kept."
 
@@ -134,7 +134,7 @@ class Crew:
                 flying.clear()
                 self.revive()
 
-# %% ../../nbs/boundary/76_mapping.ipynb #ae3e3bbb
+# %% ../../nbs/boundary/76_mapping.ipynb #98491b86
 def _start_worker():
     "Leave Ctrl-C to the parent, and end with it."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -176,7 +176,7 @@ def open_crew(workers: int = 1, dask: str | None = None) -> Crew:
     if workers < 1: raise BadInput(f'workers = {workers}: should be 1 or more')
     return Crew() if workers == 1 else LocalCrew(workers)
 
-# %% ../../nbs/boundary/76_mapping.ipynb #b0ef5018
+# %% ../../nbs/boundary/76_mapping.ipynb #50277224
 class Progress(NamedTuple):
     "How far a map has come."
     computed: int # pixels in the picture
@@ -214,7 +214,7 @@ class Mapper:
     def __enter__(self): return self
     def __exit__(self, *error): self.store.close()
 
-# %% ../../nbs/boundary/76_mapping.ipynb #b7cff8ab
+# %% ../../nbs/boundary/76_mapping.ipynb #9c3178bd
 from fastcore.basics import patch
 
 @patch
@@ -235,11 +235,12 @@ def run(self: Mapper) -> Path: # the map's folder
 def _pass(self: Mapper, pixels: np.ndarray, number: int):
     "The records of these pixels, on the disk."
     if self.pixel_seconds is None: self._measure(pixels[self.sources[pixels] < 1], number)
-    tiles = self.config.grid.of(pixels)
-    needed = {tile: pixels[(tiles == tile) & (self.sources[pixels] < 1)] for tile in np.unique(tiles).tolist()}
-    whole = [tile for tile, missing in needed.items() if not len(missing)]
-    if not number < len(self.store.passes) or set(whole) - self.store.passes[number]: self.store.commit(whole, number)
-    jobs = self._jobs({tile: missing for tile, missing in needed.items() if len(missing)})
+    grid, missing = self.config.grid, pixels[self.sources[pixels] < 1]
+    missing = missing[np.argsort(grid.of(missing), kind='stable')]
+    tiles, starts = np.unique(grid.of(missing), return_index=True)
+    whole = set(np.unique(grid.of(pixels)).tolist()) - set(tiles.tolist())
+    self.store.commit(whole - self.store.counted(number), number)
+    jobs = self._jobs(dict(zip(tiles.tolist(), np.split(missing, starts[1:]))) if len(missing) else {})
     for chosen, (record, seconds) in self.crew.results({tiles: (self.entries, missing, self.bound) for tiles, missing in jobs.items()}, self.say):
         self.store.learn(jobs[chosen], record, number)
         self.store.commit(chosen, number, seconds)
@@ -254,9 +255,10 @@ def _jobs(self: Mapper, needed: dict[int, np.ndarray]) -> dict[tuple, np.ndarray
     jobs, tiles = {}, []
     for tile in needed:
         tiles.append(tile)
-        if sum(len(needed[t]) for t in tiles) >= target or tile == list(needed)[-1]:
+        if sum(len(needed[t]) for t in tiles) >= target:
             jobs[tuple(tiles)] = np.concatenate([needed[t] for t in tiles])
             tiles = []
+    if tiles: jobs[tuple(tiles)] = np.concatenate([needed[t] for t in tiles])
     return jobs
 
 @patch
@@ -311,7 +313,7 @@ def _fill(self: Mapper, number: int):
     computed = int((self.sources > 0).sum())
     self.store.note(finished=True, audit=verdict._asdict(), computed=computed, took=time.perf_counter() - self.began if self.began else 0.0)
 
-# %% ../../nbs/boundary/76_mapping.ipynb #60423694
+# %% ../../nbs/boundary/76_mapping.ipynb #93810762
 class Trace(NamedTuple):
     "One pixel's run."
     x: float # its two settings

@@ -8,8 +8,8 @@ Docs: https://sdalab.github.io/sdalab/boundary/store.html.md"""
 __all__ = ['ARRAYS', 'EMPTY', 'UNITS', 'Grid', 'blank', 'read_manifest', 'MapStore', 'open_map', 'map_folders', 'find_map',
            'status']
 
-# %% ../../nbs/boundary/75_store.ipynb #352b0daf
-import json, os, shutil
+# %% ../../nbs/boundary/75_store.ipynb #c6460c01
+import json, os, shutil, time
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, xarray as xr
@@ -19,7 +19,7 @@ from ..checkpoints.codec import replacing
 from ..journal.schema import hold, is_held
 from ..training.configuration import differences
 
-# %% ../../nbs/boundary/75_store.ipynb #33250bd5
+# %% ../../nbs/boundary/75_store.ipynb #bafa2cde
 class Grid(NamedTuple):
     "A picture cut into square tiles."
     rows: int
@@ -38,7 +38,7 @@ class Grid(NamedTuple):
         "The tile of each pixel."
         return pixels // self.columns // self.tile * self.across + pixels % self.columns // self.tile
 
-# %% ../../nbs/boundary/75_store.ipynb #9c6428d8
+# %% ../../nbs/boundary/75_store.ipynb #5d3c365d
 ARRAYS = FIELDS | {'source': 'int16'}
 EMPTY = {name: np.nan if kind == 'float64' else -1 for name, kind in ARRAYS.items()}
 UNITS = dict(last='loss', largest='times the first loss', nonfinite='step', steps='steps')
@@ -48,6 +48,7 @@ def read_manifest(folder: Path) -> dict: "What a map's folder says of it."; retu
 
 class MapStore:
     "The one writer of a map. Its arrays in memory are the picture; `commit` puts tiles of them on the disk."
+    EVERY = 1.0 # seconds between two writes of the manifest, at least
     def __init__(self, folder: Path, # of the map
                  entries: dict, # its configuration, as plain data
                  x: Axis, y: Axis, grid: Grid,
@@ -58,8 +59,8 @@ class MapStore:
         entries = json.loads(json.dumps(entries))
         self._refuse_others(entries)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.lock = hold(self.folder)
-        self.arrays, self.passes = blank((grid.rows, grid.columns)), []
+        self.lock, self.chunks = hold(self.folder), None
+        self.arrays, self.passes, self.unwritten, self.flushed = blank((grid.rows, grid.columns)), [], set(), time.monotonic()
         if (self.folder/'manifest.json').exists(): self._take_up()
         else:
             self._create(x, y)
@@ -73,13 +74,18 @@ class MapStore:
             raise BadInput(f"{key} = {new!r}: the map {self.folder.name!r} was begun with {old!r}; take another --name, or the same settings to go on with it")
 
     def close(self):
-        "Let another process write."
+        "Put down what is finished, and let another process write."
+        try:
+            if self.unwritten: self.flush()
+        finally: self._let_go()
+
+    def _let_go(self):
         if self.lock is not None: os.close(self.lock)
         self.lock = None
     def __enter__(self): return self
     def __exit__(self, *error): self.close()
 
-# %% ../../nbs/boundary/75_store.ipynb #9d226c19
+# %% ../../nbs/boundary/75_store.ipynb #93aae844
 from fastcore.basics import patch
 
 @patch
@@ -96,16 +102,16 @@ def _create(self: MapStore, x: Axis, y: Axis):
         group.create_array(name, shape=self.grid[:2], chunks=side, dtype=kind, fill_value=EMPTY[name], dimension_names=['y', 'x'], attributes=dict(units=UNITS.get(name, '1')))
 
 @patch
-def _open(self: MapStore, mode: str):
+def _open(self: MapStore):
     import zarr
-    return zarr.open_group(self.folder/'map.zarr', mode=mode)
+    return zarr.open_group(self.folder/'map.zarr', mode='r+')
 
 @patch
 def _take_up(self: MapStore):
     "Read what the manifest vouches for; the rest is not known."
     self.manifest = read_manifest(self.folder)
     self.passes = [set(tiles) for tiles in self.manifest['passes']]
-    stored = {name: array[:] for name, array in self._open('r').arrays() if name in ARRAYS}
+    stored = {name: array[:] for name, array in self._open().arrays() if name in ARRAYS}
     known = np.zeros(self.grid[:2], bool)
     for number, tiles in enumerate(self.passes):
         for tile in tiles:
@@ -126,27 +132,41 @@ def learn(self: MapStore, pixels: np.ndarray, record: dict[str, np.ndarray], num
 @patch
 def write(self: MapStore, tiles, names=tuple(ARRAYS)):
     "Put these tiles of the picture on the disk; the manifest does not count them yet."
-    group = self._open('r+')
+    if self.chunks is None: self.chunks = dict(self._open().arrays())
     for name in names:
-        array = group[name]
-        for tile in tiles: array[self.grid.place(tile)] = self.arrays[name][self.grid.place(tile)]
+        for tile in tiles: self.chunks[name][self.grid.place(tile)] = self.arrays[name][self.grid.place(tile)]
+
+@patch
+def counted(self: MapStore, number: int) -> set[int]: # of a pass
+    "Its tiles that are finished."
+    self.passes += [set() for _ in range(number + 1 - len(self.passes))]
+    return self.passes[number]
 
 @patch
 def commit(self: MapStore, tiles, number: int, seconds: float = 0.0): # of the pass; worked for them
-    "Write tiles and count them. An error that names no file gets the map's."
-    try: self.write(tiles)
+    "Tiles are finished: they are on the disk, and counted, within a second of work or when the store is closed."
+    self.counted(number).update(int(tile) for tile in tiles)
+    self.unwritten.update(int(tile) for tile in tiles)
+    self.manifest['seconds'] += seconds
+    if time.monotonic() - self.flushed > self.EVERY: self.flush()
+
+@patch
+def flush(self: MapStore):
+    "Write what is finished, then count it. An error that names no file gets the map's."
+    try: self.write(sorted(self.unwritten))
     except OSError as problem: raise OSError(problem.errno, problem.strerror or str(problem), str(self.folder)) from None
-    self.passes += [set() for _ in range(number + 1 - len(self.passes))]
-    self.passes[number] |= {int(tile) for tile in tiles}
-    self.note(seconds=self.manifest['seconds'] + seconds)
+    self.manifest['passes'] = [sorted(tiles) for tiles in self.passes]
+    self._write_manifest()
+    self.unwritten.clear()
+    self.flushed = time.monotonic()
 
 @patch
 def note(self: MapStore, **facts):
     "Write something down in the manifest."
-    self.manifest |= dict(passes=[sorted(tiles) for tiles in self.passes], **facts)
-    self._write_manifest()
+    self.manifest |= facts
+    self.flush()
 
-# %% ../../nbs/boundary/75_store.ipynb #d28ab51e
+# %% ../../nbs/boundary/75_store.ipynb #dfe88ea7
 def open_map(folder: Path) -> xr.Dataset: # dims y, x; its `attrs` hold the manifest
     "A map as a dataset: the arrays of a pixel's record and its source, lazily. Raises `BadInput` where there is none."
     if not (Path(folder)/'manifest.json').exists(): raise BadInput(f"map = {str(folder)!r}: no map is there; start one with: sdalab map")
