@@ -8,7 +8,7 @@ Docs: https://sdalab.github.io/sdalab/boundary/mapping.html.md"""
 __all__ = ['LANDSCAPES', 'MapConfig', 'window', 'load_map', 'build_landscape', 'MapStopped', 'work', 'Crew', 'LocalCrew',
            'DaskCrew', 'open_crew', 'Progress', 'expected_pixels', 'Mapper', 'Trace', 'trace', 'agrees']
 
-# %% ../../nbs/boundary/76_mapping.ipynb #0895e5a3
+# %% ../../nbs/boundary/76_mapping.ipynb #5e26eefa
 import json, logging, math, multiprocessing, os, signal, threading, time
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, ProcessPoolExecutor, wait
@@ -19,7 +19,7 @@ import numpy as np, torch
 from pydantic import Field
 from torch import Tensor
 from .decoder_landscape import DecoderLandscape
-from .landscape import FIELDS, LABELS, Axis, Landscape, Scores, precision_for
+from .landscape import FIELDS, LABELS, Axis, Landscape, Scores, precision_for, ulps
 from .refinement import Audit, Bound, Refinement, audit_sample, audited, calibrated_bound, compute, one_thread
 from .small_networks import SmallNetworks
 from .store import Grid, MapStore
@@ -28,7 +28,7 @@ from ..checked import BadInput, Checked, build_named
 from ..training.configuration import read_entries
 from ..training.train import machine
 
-# %% ../../nbs/boundary/76_mapping.ipynb #18e8469f
+# %% ../../nbs/boundary/76_mapping.ipynb #4f812ed6
 LANDSCAPES = {'decoder': DecoderLandscape, 'small-networks': SmallNetworks, **TOYS}
 
 class MapConfig(Checked):
@@ -81,7 +81,7 @@ def build_landscape(config: MapConfig) -> Landscape:
     needed = precision_for({config.x: config.width, config.y: config.height}, landscape.dtype)
     return landscape if needed == landscape.dtype else landscape.replace(precision='float64')
 
-# %% ../../nbs/boundary/76_mapping.ipynb #94cc085f
+# %% ../../nbs/boundary/76_mapping.ipynb #c334f49d
 class MapStopped(RuntimeError):
     "The map cannot go on now; what is finished is kept."
 
@@ -134,7 +134,7 @@ class Crew:
                 flying.clear()
                 self.revive()
 
-# %% ../../nbs/boundary/76_mapping.ipynb #98491b86
+# %% ../../nbs/boundary/76_mapping.ipynb #ea2fe1af
 def _start_worker():
     "Leave Ctrl-C to the parent, and end with it."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -176,7 +176,7 @@ def open_crew(workers: int = 1, dask: str | None = None) -> Crew:
     if workers < 1: raise BadInput(f'workers = {workers}: should be 1 or more')
     return Crew() if workers == 1 else LocalCrew(workers)
 
-# %% ../../nbs/boundary/76_mapping.ipynb #50277224
+# %% ../../nbs/boundary/76_mapping.ipynb #52408ffc
 class Progress(NamedTuple):
     "How far a map has come."
     computed: int # pixels in the picture
@@ -202,7 +202,7 @@ class Mapper:
         "Raises `BadInput` for what does not fit, before anything is written."
         self.config, self.crew, self.report, self.say = config, crew, report, say
         self.landscape, self.entries = build_landscape(config), config.model_dump_json()
-        self.store = MapStore(Path(root)/config.name, json.loads(self.entries), config.x, config.y, config.grid, machine() | {'dtype': str(self.landscape.dtype)})
+        self.store = MapStore(Path(root)/config.name, json.loads(self.entries), config.x, config.y, config.grid, machine() | dict(dtype=str(self.landscape.dtype), ulps=[ulps(axis, n, self.landscape.dtype) for axis, n in ((config.x, config.width), (config.y, config.height))]))
         self.plan = Refinement((config.height, config.width), 1 if config.exhaustive else config.stride, config.reach)
         self.bound, self.pixel_seconds, self.began, self.fresh = math.inf, None, None, 0
 
@@ -214,7 +214,7 @@ class Mapper:
     def __enter__(self): return self
     def __exit__(self, *error): self.store.close()
 
-# %% ../../nbs/boundary/76_mapping.ipynb #9c3178bd
+# %% ../../nbs/boundary/76_mapping.ipynb #6c8bed86
 from fastcore.basics import patch
 
 @patch
@@ -313,7 +313,7 @@ def _fill(self: Mapper, number: int):
     computed = int((self.sources > 0).sum())
     self.store.note(finished=True, audit=verdict._asdict(), computed=computed, took=time.perf_counter() - self.began if self.began else 0.0)
 
-# %% ../../nbs/boundary/76_mapping.ipynb #93810762
+# %% ../../nbs/boundary/76_mapping.ipynb #724bb348
 class Trace(NamedTuple):
     "One pixel's run."
     x: float # its two settings
