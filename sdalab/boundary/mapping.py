@@ -8,7 +8,7 @@ Docs: https://sdalab.github.io/sdalab/boundary/mapping.html.md"""
 __all__ = ['LANDSCAPES', 'MapConfig', 'window', 'load_map', 'build_landscape', 'MapStopped', 'work', 'Crew', 'LocalCrew',
            'DaskCrew', 'open_crew', 'Progress', 'expected_pixels', 'Mapper', 'Trace', 'trace', 'agrees']
 
-# %% ../../nbs/boundary/76_mapping.ipynb #5e26eefa
+# %% ../../nbs/boundary/76_mapping.ipynb #2b5d441a
 import json, logging, math, multiprocessing, os, signal, threading, time
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, ProcessPoolExecutor, wait
@@ -28,7 +28,7 @@ from ..checked import BadInput, Checked, build_named
 from ..training.configuration import read_entries
 from ..training.train import machine
 
-# %% ../../nbs/boundary/76_mapping.ipynb #4f812ed6
+# %% ../../nbs/boundary/76_mapping.ipynb #db8a6cb1
 LANDSCAPES = {'decoder': DecoderLandscape, 'small-networks': SmallNetworks, **TOYS}
 
 class MapConfig(Checked):
@@ -44,7 +44,7 @@ class MapConfig(Checked):
     stride: int = Field(16, ge=1, description='of the first lattice, a power of two; 1: every pixel')
     reach: int = Field(1, ge=0, description='pixels around a change of class that are computed')
     audit: int = Field(200, ge=0, description='filled pixels that are computed after all, to see how many are wrong')
-    bound: bool = Field(False, description='stop runs beyond a multiple of their first loss that is calibrated on the first two passes')
+    bound: bool = Field(False, description='stop runs beyond a multiple of their first loss, once enough runs that were not stopped bear it out')
     seed: int = Field(0, ge=0, lt=2**63, description='of the audit')
 
     def model_post_init(self, context):
@@ -81,7 +81,7 @@ def build_landscape(config: MapConfig) -> Landscape:
     needed = precision_for({config.x: config.width, config.y: config.height}, landscape.dtype)
     return landscape if needed == landscape.dtype else landscape.replace(precision='float64')
 
-# %% ../../nbs/boundary/76_mapping.ipynb #c334f49d
+# %% ../../nbs/boundary/76_mapping.ipynb #ad283c73
 class MapStopped(RuntimeError):
     "The map cannot go on now; what is finished is kept."
 
@@ -134,7 +134,7 @@ class Crew:
                 flying.clear()
                 self.revive()
 
-# %% ../../nbs/boundary/76_mapping.ipynb #ea2fe1af
+# %% ../../nbs/boundary/76_mapping.ipynb #7c892215
 def _start_worker():
     "Leave Ctrl-C to the parent, and end with it."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -176,7 +176,7 @@ def open_crew(workers: int = 1, dask: str | None = None) -> Crew:
     if workers < 1: raise BadInput(f'workers = {workers}: should be 1 or more')
     return Crew() if workers == 1 else LocalCrew(workers)
 
-# %% ../../nbs/boundary/76_mapping.ipynb #52408ffc
+# %% ../../nbs/boundary/76_mapping.ipynb #89aa7505
 class Progress(NamedTuple):
     "How far a map has come."
     computed: int # pixels in the picture
@@ -214,7 +214,7 @@ class Mapper:
     def __enter__(self): return self
     def __exit__(self, *error): self.store.close()
 
-# %% ../../nbs/boundary/76_mapping.ipynb #6c8bed86
+# %% ../../nbs/boundary/76_mapping.ipynb #4a92c785
 from fastcore.basics import patch
 
 @patch
@@ -223,7 +223,7 @@ def run(self: Mapper) -> Path: # the map's folder
     if self.store.manifest['finished']: return self.store.folder
     number = 0
     while len(pixels := self.plan.wanted()):
-        if number == 2 and self.config.bound and not self.config.exhaustive: self._calibrate()
+        if number >= 2 and self.config.bound and not self.config.exhaustive and self.bound == math.inf: self._calibrate()
         self._pass(pixels, number)
         self.plan.learn(pixels, self.store.arrays['label'].flat[pixels])
         if number == 0: self._estimate()
@@ -292,12 +292,13 @@ def _tell(self: Mapper):
 
 @patch
 def _calibrate(self: Mapper):
-    "A bound from the runs of the first two passes, none of which a bound has stopped."
+    "A bound from the runs of the passes so far, none of which a bound has stopped; where they do not bear one out, the next pass tries again."
     known = self.plan.computed.ravel()
     found = calibrated_bound(self.store.arrays['largest'].ravel()[known], self.store.arrays['label'].ravel()[known])
-    self.bound = found.ratio if found else math.inf
-    self.store.note(bound=found and found._asdict())
-    self.say(f'{self.config.name}: runs beyond {found.ratio:g} times their first loss are taken as diverged, as all {found.runs} such runs were; at most {found.error:.1%} are not (95 % confidence)' if found else f'{self.config.name}: no bound on the loss is borne out, so only broken runs are stopped')
+    if not found: return
+    self.bound = found.ratio
+    self.store.note(bound=found._asdict())
+    self.say(f'{self.config.name}: runs beyond {found.ratio:g} times their first loss are taken as diverged, as all {found.runs} such runs were; at most {found.error:.1%} are not (95 % confidence)')
 
 @patch
 def _fill(self: Mapper, number: int):
@@ -306,6 +307,7 @@ def _fill(self: Mapper, number: int):
     new, guessed = open_ & (arrays['source'] < 0), self.plan.labels.copy() # not those of an audit that was interrupted
     arrays['label'][new], arrays['source'][new] = self.plan.labels[new], 0
     sample = audit_sample(open_, self.config.audit, self.config.seed)
+    self.bound = math.inf # the audit's runs go to their end
     if len(sample): self._pass(sample, number)
     verdict = audited(int(open_.sum()), guessed.flat[sample], arrays['label'].flat[sample])
     grid = self.config.grid
@@ -313,7 +315,7 @@ def _fill(self: Mapper, number: int):
     computed = int((self.sources > 0).sum())
     self.store.note(finished=True, audit=verdict._asdict(), computed=computed, took=time.perf_counter() - self.began if self.began else 0.0)
 
-# %% ../../nbs/boundary/76_mapping.ipynb #724bb348
+# %% ../../nbs/boundary/76_mapping.ipynb #a39a3dea
 class Trace(NamedTuple):
     "One pixel's run."
     x: float # its two settings
