@@ -8,7 +8,7 @@ Docs: https://sdalab.github.io/sdalab/boundary/mapping.html.md"""
 __all__ = ['LANDSCAPES', 'MapConfig', 'window', 'load_map', 'build_landscape', 'MapStopped', 'work', 'Crew', 'LocalCrew',
            'DaskCrew', 'open_crew', 'Progress', 'expected_pixels', 'Mapper', 'Trace', 'trace', 'agrees']
 
-# %% ../../nbs/boundary/76_mapping.ipynb #2b5d441a
+# %% ../../nbs/boundary/76_mapping.ipynb #007a867f
 import json, logging, math, multiprocessing, os, signal, threading, time
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, ProcessPoolExecutor, wait
@@ -28,7 +28,7 @@ from ..checked import BadInput, Checked, build_named
 from ..training.configuration import read_entries
 from ..training.train import machine
 
-# %% ../../nbs/boundary/76_mapping.ipynb #db8a6cb1
+# %% ../../nbs/boundary/76_mapping.ipynb #f58dfb09
 LANDSCAPES = {'decoder': DecoderLandscape, 'small-networks': SmallNetworks, **TOYS}
 
 class MapConfig(Checked):
@@ -81,7 +81,7 @@ def build_landscape(config: MapConfig) -> Landscape:
     needed = precision_for({config.x: config.width, config.y: config.height}, landscape.dtype)
     return landscape if needed == landscape.dtype else landscape.replace(precision='float64')
 
-# %% ../../nbs/boundary/76_mapping.ipynb #ad283c73
+# %% ../../nbs/boundary/76_mapping.ipynb #342ec92a
 class MapStopped(RuntimeError):
     "The map cannot go on now; what is finished is kept."
 
@@ -134,7 +134,7 @@ class Crew:
                 flying.clear()
                 self.revive()
 
-# %% ../../nbs/boundary/76_mapping.ipynb #7c892215
+# %% ../../nbs/boundary/76_mapping.ipynb #54517cb9
 def _start_worker():
     "Leave Ctrl-C to the parent, and end with it."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -176,7 +176,7 @@ def open_crew(workers: int = 1, dask: str | None = None) -> Crew:
     if workers < 1: raise BadInput(f'workers = {workers}: should be 1 or more')
     return Crew() if workers == 1 else LocalCrew(workers)
 
-# %% ../../nbs/boundary/76_mapping.ipynb #89aa7505
+# %% ../../nbs/boundary/76_mapping.ipynb #5f4adcb6
 class Progress(NamedTuple):
     "How far a map has come."
     computed: int # pixels in the picture
@@ -214,7 +214,7 @@ class Mapper:
     def __enter__(self): return self
     def __exit__(self, *error): self.store.close()
 
-# %% ../../nbs/boundary/76_mapping.ipynb #4a92c785
+# %% ../../nbs/boundary/76_mapping.ipynb #550c7520
 from fastcore.basics import patch
 
 @patch
@@ -249,9 +249,9 @@ def _pass(self: Mapper, pixels: np.ndarray, number: int):
 
 @patch
 def _jobs(self: Mapper, needed: dict[int, np.ndarray]) -> dict[tuple, np.ndarray]: # tiles -> their pixels
-    "Tiles that want few pixels go together: as many as fill the lanes, but a job for every hand."
+    "Tiles that want few pixels go together, so that the lanes are full; but a few jobs for every hand, so that none waits long at the end of a pass."
     total = sum(map(len, needed.values()))
-    target = max(1, min(max(self.landscape.lanes, self.config.tile ** 2), -(-total // self.hands)))
+    target = min(self.config.tile ** 2, max(self.landscape.lanes, -(-total // (4 * self.hands))))
     jobs, tiles = {}, []
     for tile in needed:
         tiles.append(tile)
@@ -315,7 +315,7 @@ def _fill(self: Mapper, number: int):
     computed = int((self.sources > 0).sum())
     self.store.note(finished=True, audit=verdict._asdict(), computed=computed, took=time.perf_counter() - self.began if self.began else 0.0)
 
-# %% ../../nbs/boundary/76_mapping.ipynb #a39a3dea
+# %% ../../nbs/boundary/76_mapping.ipynb #da6f18b7
 class Trace(NamedTuple):
     "One pixel's run."
     x: float # its two settings
