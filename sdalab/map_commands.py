@@ -6,7 +6,7 @@ Docs: https://sdalab.github.io/sdalab/map_commands.html.md"""
 
 # %% auto #0
 __all__ = ['COLORS', 'MAPS', 'MapsOption', 'maps_app', 'spread', 'shades', 'draw_map', 'ShownMap', 'compute_map', 'summary_of',
-           'show_pixel', 'map_command', 'list_command', 'show_command', 'delete_command']
+           'keep_pixel', 'show_pixel', 'map_command', 'list_command', 'show_command', 'delete_command']
 
 # %% ../nbs/89a_map_commands.ipynb #146b1bc3
 import json, os, shutil, time
@@ -123,33 +123,50 @@ def summary_of(data, # from `open_map`
     rows += [('precision', f"{facts['facts']['dtype'].removeprefix('torch.')}; neighbours are {min(facts['facts']['ulps']):.2g} units in the last place apart, or more"), ('worked', duration(facts['seconds'])), ('status', 'finished' if facts['finished'] else 'not finished')]
     return pd.DataFrame(rows, columns=['map', 'value'])
 
-def show_pixel(config, folder: Path, column: int, row: int):
-    "Run one pixel alone; print and keep its curve, and compare it with the map's."
-    from sdalab.boundary.landscape import FIELDS, LABELS
-    from sdalab.boundary.mapping import agrees, build_landscape, trace
-    from sdalab.boundary.store import open_map
+def keep_pixel(config, folder: Path, column: int, row: int, landscape):
+    "Run one pixel alone and keep its curve, and its configuration where it is a run of the lab; each file appears when it is whole."
+    from sdalab.boundary.mapping import trace
+    from sdalab.checkpoints.codec import replacing
     found = trace(config, column, row)
-    rows = [(config.x.name, repr(found.x)), (config.y.name, repr(found.y)), ('class', LABELS[found.record['label']]), *((name, f'{found.record[name]:.6g}') for name in FIELDS if name != 'label')]
-    out.print(table(pd.DataFrame(rows, columns=[f'pixel {column} {row}', 'value'])))
     (where := folder/'pixels').mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(dict(step=np.arange(len(found.losses)), loss=found.losses.numpy())).to_csv(where/f'{column}_{row}.csv', index=False)
-    out.print(f"curve:   {where/f'{column}_{row}.csv'}", markup=False, highlight=False)
-    if hasattr(landscape := build_landscape(config), 'run'):
+    files = {'csv': pd.DataFrame(dict(step=np.arange(len(found.losses)), loss=found.losses.numpy())).to_csv(index=False)}
+    if hasattr(landscape, 'run'):
         import yaml
         from sdalab.training.configuration import as_entries
-        (where/f'{column}_{row}.yaml').write_text(yaml.safe_dump(as_entries(landscape.run(found.x, found.y).replace(name=f'{config.name}-{column}-{row}')), sort_keys=False))
-        out.print(f"as a run: sdalab train {where/f'{column}_{row}.yaml'}", markup=False, highlight=False)
+        files['yaml'] = yaml.safe_dump(as_entries(landscape.run(found.x, found.y).replace(name=f'{config.name}-{column}-{row}')), sort_keys=False)
+    for kind, text in files.items():
+        with replacing(where/f'{column}_{row}.{kind}', overwrite=True) as file: file.write(text.encode())
+    return found
+
+def show_pixel(config, folder: Path, column: int, row: int, neighbours: bool = False):
+    "Run one pixel alone; print and keep its curve, and compare it with the map's. Then those beside it, if wanted."
+    from sdalab.boundary.landscape import FIELDS, LABELS
+    from sdalab.boundary.mapping import agrees, build_landscape
+    from sdalab.boundary.store import open_map
+    landscape = build_landscape(config)
+    found = keep_pixel(config, folder, column, row, landscape)
+    rows = [(config.x.name, repr(found.x)), (config.y.name, repr(found.y)), ('class', LABELS[found.record['label']]), *((name, f'{found.record[name]:.6g}') for name in FIELDS if name != 'label')]
+    out.print(table(pd.DataFrame(rows, columns=[f'pixel {column} {row}', 'value'])))
+    curve = folder/'pixels'/f'{column}_{row}.csv'
+    out.print(f"curve:   {curve}", markup=False, highlight=False)
+    if curve.with_suffix('.yaml').exists(): out.print(f"as a run: sdalab train {curve.with_suffix('.yaml')}", markup=False, highlight=False)
     if (folder/'manifest.json').exists():
         data = open_map(folder).isel(x=column, y=row)
         if int(data.source) > 0: out.print('in the map: ' + ('the same to the bit' if agrees(found, {name: data[name].values.item() for name in FIELDS}) else 'another record (was it stopped by a bound, or computed on another machine?)'), markup=False, highlight=False)
         else: out.print('in the map: ' + ('not known yet' if int(data.source) < 0 else f'filled, as {LABELS[int(data.label)]}'), markup=False, highlight=False)
+    if not neighbours: return
+    beside = [(i, j) for i, j in ((column - 1, row), (column + 1, row), (column, row - 1), (column, row + 1)) if 0 <= i < config.width and 0 <= j < config.height]
+    for i, j in beside: keep_pixel(config, folder, i, j, landscape)
+    out.print(f'beside it: {", ".join(f"{i}_{j}.csv" for i, j in beside)}', markup=False, highlight=False)
 
 # %% ../nbs/89a_map_commands.ipynb #e86d4ed1
 def map_command(
     source: Annotated[str, typer.Argument(metavar='PRESET|FILE', help='A preset of data/maps (edge-95k, ...) or a YAML file like it.')] = 'edge-95k',
     set_: Annotated[Optional[list[str]], typer.Option('--set', metavar='KEY=VALUE', help='Change one field; dots go down: `x.low=1e-3`, `landscape.train.steps=200`. May be repeated.')] = None,
     name: Annotated[Optional[str], typer.Option(help="The map's name.")] = None,
+    like: Annotated[Optional[str], typer.Option(metavar='MAP', help='Begin with the settings of a map that is there, instead of a preset.')] = None,
     pixel: Annotated[Optional[tuple[int, int]], typer.Option(metavar='I J', help='Run only the pixel of column I and row J, and give its whole curve.')] = None,
+    neighbours: Annotated[bool, typer.Option('--neighbours', help="With --pixel: also keep the curves of the four pixels beside it.")] = False,
     exhaustive: Annotated[bool, typer.Option('--exhaustive', help='Every pixel, to its last step.')] = False,
     workers: Annotated[Optional[int], typer.Option(help='Local processes; without it, one a core.')] = None,
     dask: Annotated[Optional[str], typer.Option(metavar='ADDRESS', help="A Dask scheduler's address, such as tcp://127.0.0.1:8786.")] = None,
@@ -165,6 +182,8 @@ def map_command(
 
     `sdalab map --set x.center=0.03 --set x.width=0.5 --set y.center=0.01 --set y.width=0.5 --name closer` takes a window of half a decade.
 
+    `sdalab map --like edge-95k --set x.low=0.02 --set x.high=0.03 --name closer` takes a window with all other settings of the map edge-95k.
+
     `sdalab map --set x.name=initial_scale --set y.name=learning_rate --set landscape.train.steps=200 --name scale` takes other axes.
 
     `sdalab map --pixel 40 12` runs one pixel alone, and keeps its curve.
@@ -172,19 +191,19 @@ def map_command(
     Exit codes: 0 done, 2 bad input, 3 map in use, 5 stopped (a full disk, workers that die, a cluster that went away), 130 interrupted.
     """
     from sdalab.boundary.mapping import load_map, MapConfig
-    from sdalab.boundary.store import open_map, read_manifest
+    from sdalab.boundary.store import find_map, open_map, read_manifest
     check_root(root)
     if workers is not None and workers < 1: raise BadInput(f'workers = {workers}: should be 1 or more')
-    config = load_map(source, set_ or [], name=name, exhaustive=exhaustive or None)
+    config = load_map(read_manifest(find_map(like, root))['configuration'] if like else source, set_ or [], name=name, exhaustive=exhaustive or None)
     if show:
         import yaml
         return out.print(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True), markup=False, highlight=False, soft_wrap=True)
-    if pixel: return show_pixel(MapConfig(**read_manifest(root/config.name)['configuration']) if not set_ and (root/config.name/'manifest.json').exists() else config, root/config.name, *pixel)
+    if pixel: return show_pixel(MapConfig(**read_manifest(root/config.name)['configuration']) if not set_ and (root/config.name/'manifest.json').exists() else config, root/config.name, *pixel, neighbours)
     folder = compute_map(config, root, workers, dask)
     data = open_map(folder).load()
     for path in (folder/'map.png', *([png] if png else [])): draw_map(data, path)
     out.print(table(summary_of(data), config.name))
-    out.print(f'picture: {folder/"map.png"}\npixel:   sdalab map {source} --name {config.name} --pixel {config.width // 2} {config.height // 2}\ndata:    xarray.open_zarr("{folder}/map.zarr", consolidated=False)', markup=False, highlight=False)
+    out.print(f'picture: {folder/"map.png"}\npixel:   sdalab map --like {config.name} --pixel {config.width // 2} {config.height // 2}\ndata:    xarray.open_zarr("{folder}/map.zarr", consolidated=False)', markup=False, highlight=False)
 
 # %% ../nbs/89a_map_commands.ipynb #87e93784
 maps_app = typer.Typer(no_args_is_help=True, help='List, show and delete maps.')
