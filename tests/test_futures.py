@@ -17,6 +17,7 @@ from sdalab.checkpoints.branch import branch, replay
 from sdalab.checkpoints.resume import train
 from sdalab.checkpoints.store import Checkpointing
 from sdalab.decisions.model import Decision
+from sdalab.evaluation.compute import step_tokens
 from sdalab.futures import orchestrator
 from sdalab.futures.orchestrator import Futures, futures, propose, record_path, records
 from sdalab.futures.rollouts import Group
@@ -92,7 +93,8 @@ def kinds(run_dir):
 
 def assert_account(run_dir):
     "Every row is a step of the main line, was rewound, or belongs to a decision or a failure."
-    run, a_step = Run(run_dir), 2 * 32
+    run = Run(run_dir)
+    a_step = step_tokens(run)
     spent = sum(r["tokens"] for r in records(run_dir)) + sum(d["tokens"] for d in run.events().query("kind == 'futures_failed'").detail)
     rewound = sum(r["step"] - r["root"]["step"] for r in records(run_dir) if r["collapse"] is not None)
     assert len(run.rows_since(0, ["loss"])[0]) == len(losses(run_dir)[0]) + rewound + spent // a_step and spent % a_step == 0
@@ -160,7 +162,7 @@ MOMENTS = [("futures._root", 1, False), ("keeper.keep", 1, True), ("futures._roo
 def test_killed_around_a_decision_it_is_the_same_decision(whole, tmp_path):
     run_dir, killed = tmp_path / "r", 0
     for decision in (1, 2):
-        for moment, count, after in MOMENTS if decision == 1 else MOMENTS[::3]:
+        for moment, count, after in MOMENTS if decision == 1 else MOMENTS[2::3]:
             process = FRESH.Process(target=doomed, args=(config(), run_dir, moment, count, after))
             process.start()
             process.join(120)
@@ -171,7 +173,7 @@ def test_killed_around_a_decision_it_is_the_same_decision(whole, tmp_path):
         fork = int(Run(run_dir).nodes().set_index("node").fork[main_line(Run(run_dir))])
         assert len(records(run_dir)) == decision and records(run_dir)[-1]["collapse"] == fork
         if decision == 1: assert go(config(), run_dir, stopping((fork, 70)), eager) == "interrupted"
-    assert go(config(), run_dir, winner=eager) == "finished" and killed == len(MOMENTS) + len(MOMENTS[::3])
+    assert go(config(), run_dir, winner=eager) == "finished" and killed == len(MOMENTS) + len(MOMENTS[2::3])
     assert decided(run_dir) == decided(whole)
     assert_same_line(run_dir, whole)
     assert_account(run_dir)
@@ -268,3 +270,209 @@ def test_a_storm_is_bounded(tmp_path):
     ignored = Run(tmp_path / "r").events().query("kind == 'trigger_ignored'")
     assert len(ignored) == 1 and "futures.budget = 1.5" in ignored.detail.iloc[0]["reason"]
     assert_account(tmp_path / "r")
+
+
+def test_a_root_that_is_gone(tmp_path):
+    "The next older one serves, and an event says so."
+    settings = config(checkpoints=dict(every=40, best=False), steps=122)
+    parts = tmp_path / "r"
+    assert go(settings, parts, stopping((0, 116))) == "interrupted"
+    kept = {path.stem: path for path in (parts / "checkpoints").glob("*.ptz")}
+    assert {"cp_80", "cp_110", "cp_116"} <= set(kept), "what a decision soon after 116 may go back to is there"
+    for name in ("damaged", "pruned", "late"): shutil.copytree(parts, tmp_path / name)
+    damaged = tmp_path / "damaged/checkpoints/cp_110.ptz"
+    damaged.write_bytes(damaged.read_bytes()[:-7])
+    (tmp_path / "pruned/checkpoints/cp_110.ptz").unlink()
+    for path in (tmp_path / "late/checkpoints").glob("*.ptz"):
+        if path.stem != "cp_116": path.unlink()
+    roots = {}
+    for name in ("r", "damaged", "pruned", "late"):
+        assert go(settings, tmp_path / name) == "finished"
+        roots[name] = records(tmp_path / name)[-1]["root"]["step"]
+    assert roots == dict(r=110, damaged=80, pruned=80, late=116)
+    assert "checkpoint_damaged" in kinds(tmp_path / "damaged") and {"root_is_older"} <= kinds(tmp_path / "pruned") & kinds(tmp_path / "damaged") and "root_is_late" in kinds(tmp_path / "late")
+
+
+def test_no_root_at_all(tmp_path):
+    def thief(trainer):
+        if trainer.state.step == 24:
+            for path in (tmp_path / "none/checkpoints").glob("*.ptz"): path.unlink()
+    assert go(config(steps=60, checkpoints=dict(every=1000, memory_keep=0, best=False)), tmp_path / "none", thief) == "finished"
+    failed, = Run(tmp_path / "none").events().query("kind == 'futures_failed'").detail
+    assert "no state is kept to go back to from step 25: set checkpoints.memory_keep above 0" in failed["reason"] and "checkpoint_damaged" in kinds(tmp_path / "none")
+
+
+def test_a_recorded_root_that_is_gone_is_decided_anew(tmp_path):
+    process = FRESH.Process(target=doomed, args=(config(steps=60), tmp_path / "r", "module.write_record", 1, True))
+    process.start()
+    process.join(120)
+    record, = records(tmp_path / "r")
+    (tmp_path / "r" / record["root"]["path"]).unlink()
+    assert go(config(steps=60), tmp_path / "r", winner=eager) == "finished"
+    again, = records(tmp_path / "r")
+    assert record["root"]["step"] == 20 and again["root"]["step"] in (0, 25) and again["collapse"] and main_line(Run(tmp_path / "r")) > 1
+    assert_account(tmp_path / "r")
+
+
+def test_a_loss_that_is_not_finite_is_rewound(tmp_path):
+    fatal = [dict(name="gradient_spikes", start=50, stop=51, share=1.0, factor=1e38, coordinates=0.5)]
+    settings = config(steps=90, stressors=fatal, trigger=dict(name="by_hand"), proposals=1)
+    assert train(settings.replace(futures=settings.futures.replace(armed=False)), tmp_path / "dies") == "finished" and len(losses(tmp_path / "dies")[0]) == 51
+    assert go(settings, tmp_path / "lives") == "finished" and losses(tmp_path / "lives")[0][-1] == 89
+    record, = records(tmp_path / "lives")
+    assert record["trigger"] == "loss or gradient is not finite" and record["decision"] == {"pass_over": 20 + 51 - record["root"]["step"]}
+    assert np.isfinite(losses(tmp_path / "lives")[1]["loss"]).all()
+    assert_account(tmp_path / "lives")
+    go(settings, tmp_path / "parts", stopping((0, 45), (3, 60)))
+    for _ in range(2): go(settings, tmp_path / "parts") if Run(tmp_path / "parts").status() != "finished" else None
+    assert decided(tmp_path / "parts") == decided(tmp_path / "lives")
+    assert_same_line(tmp_path / "parts", tmp_path / "lives")
+
+
+def test_trouble_that_comes_again_ends_with_the_budget(tmp_path):
+    settings = config(steps=80, stressors=[dict(name="hot_rate", start=50, stop=51, factor=1e38)], trigger=dict(name="by_hand"), budget=4.0)
+    assert go(settings, tmp_path / "r") == "finished"
+    assert 1 <= len(records(tmp_path / "r")) <= 4 and "trigger_ignored" in kinds(tmp_path / "r") or "stay" in {r["verdict"] for r in records(tmp_path / "r")}
+    assert_account(tmp_path / "r")
+
+
+def write_foreign(path, **changes):
+    "A file that says it is a proxy of another kind."
+    from safetensors.numpy import save_file
+    from sdalab.futures import proxy
+    about = dict(proxy_version=proxy.PROXY_VERSION, log_version=proxy.LOG_VERSION, features=list(proxy.FEATURES), encoded=list(proxy.ENCODED), horizons=list(proxy.HORIZONS), level=0.9, parts={}, facts={}) | changes
+    save_file({"margin": np.zeros(4)}, path, {"sdalab.proxy": json.dumps(about)})
+
+
+@pytest.mark.parametrize("changes, sentence", [
+    (dict(trigger=dict(name="index_robst")), "futures.trigger.name = 'index_robst'"), (dict(trigger=dict(name="loss_z", windw=3)), "windw"),
+    (dict(trigger=dict(name="sensed", signal="uncertainty", above=1.0)), "futures.trigger.signal = 'uncertainty'"), (dict(proposer=dict(name="gird")), "did you mean 'grid'?"),
+    (dict(proposer=dict(name="grid", space=dict(lerning_rate_scale=[0.5]))), "lerning_rate_scale"), (dict(proposer=dict(name="grid", space=dict(clip=["zlip"]))), "zlip"),
+    (dict(proxy="nowhere.safetensors"), "nowhere.safetensors"), (dict(proxy="features"), "was made for other features"), (dict(proxy="log_version"), "has log_version 0"),
+    (dict(proxy="text"), "not a file of a proxy")])
+def test_what_there_is_not_is_refused_before_anything_is_written(tmp_path, changes, sentence):
+    write_foreign(tmp_path / "features", features=["loss", "weather"])
+    write_foreign(tmp_path / "log_version", log_version=0)
+    (tmp_path / "text").write_text("no proxy")
+    if (tmp_path / str(changes.get("proxy"))).is_file(): changes = dict(proxy=str(tmp_path / changes["proxy"]))
+    with pytest.raises(BadInput) as refused: go(config(**changes), tmp_path / "r")
+    assert sentence in str(refused.value) and "\n" not in str(refused.value) and not (tmp_path / "r").exists()
+
+
+def test_the_module_engine_tries_one_after_another(tmp_path):
+    torch.set_num_threads(1)
+    small = load_config("gpt2-tiny", ["module.context=16", "module.dropout=0.2"], steps=46, rows=2, evaluate_every=20, evaluate_batches=1, policy={"name": "constant"}, monitor=dict(preset="off"),
+                        checkpoints=dict(every=20, memory_every=10), futures=config(rollout=[5, 8], verified=3, refractory=60).futures.model_dump())
+    for name, winner in (("stays", lambda judged: None), ("goes", eager)): assert go(small, tmp_path / name, winner=winner) == "finished"
+    train(small.replace(futures=small.futures.replace(armed=False)), tmp_path / "unarmed")
+    assert_same_line(tmp_path / "stays", tmp_path / "unarmed")
+    record, = records(tmp_path / "goes")
+    nodes = Run(tmp_path / "goes").nodes()
+    assert record["step"] == 25 and record["collapse"] and len(record["tried"]) == 5 and nodes.fork.nunique() == 7, "a fork each"
+    assert any(t["dropped_at"] == 5 for t in record["tried"]), "who is dropped steps no more"
+    assert_account(tmp_path / "goes")
+    for node in replays(tmp_path / "goes"): assert replay(tmp_path / "goes", int(node)).identical
+    go(small, tmp_path / "parts", stopping((0, 24)), eager)
+    go(small, tmp_path / "parts", winner=eager)
+    assert_same_line(tmp_path / "parts", tmp_path / "goes")
+
+
+def test_a_person_asks_of_a_stored_run(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "r")
+    before, line = losses(tmp_path / "r"), main_line(Run(tmp_path / "r"))
+    fork = int(Run(tmp_path / "r").nodes().set_index("node").fork[line])
+    asked = propose(tmp_path / "r", 128)
+    assert asked["asked"] and asked["collapse"] is None and record_path(tmp_path / "r", fork, 128, True).exists() and asked["root"]["step"] == 123
+    on_fork = branch(tmp_path / "r", 60, [Decision(learning_rate_scale=0.5)], steps=20)[0]
+    node = int(Run(tmp_path / "r").nodes().query("fork == @on_fork").node.iloc[0])
+    assert propose(tmp_path / "r", 75, node)["fork"] == on_fork
+    near = propose(tmp_path / "r", 112)  # the root lies before the fork that the main line goes on in
+    assert near["root"]["step"] == 107 and near["fork"] == fork
+    assert main_line(Run(tmp_path / "r")) == line and np.array_equal(losses(tmp_path / "r")[1]["loss"], before[1]["loss"])
+    for record in (asked, near):
+        for tried in record["tried"][:3]: assert replay(tmp_path / "r", tried["node"]).identical
+    for at, sentence in ((128, "was decided already"), (3, "futures.back = 5"), (500, "can be left at steps 0 to 130")):
+        with pytest.raises(BadInput, match=sentence): propose(tmp_path / "r", at)
+    assert Run(tmp_path / "r").status() == "finished" and decided(whole) == [r for r in decided(tmp_path / "r") if not r["asked"]]
+
+
+def test_what_a_person_asks_changes_nothing_when_the_run_goes_on(whole, tmp_path):
+    go(config(), tmp_path / "r", stopping((0, 22)), eager)
+    assert propose(tmp_path / "r", 21)["asked"] and propose(tmp_path / "r", 22)["root"]["step"] == 17
+    assert Run(tmp_path / "r").status() == "interrupted"
+    assert go(config(), tmp_path / "r", winner=eager) == "finished"
+    assert [r for r in decided(tmp_path / "r") if not r["asked"]] == decided(whole)
+    assert_same_line(tmp_path / "r", whole)
+
+
+def test_a_run_that_trains_is_asked_by_a_command(unarmed, tmp_path):
+    refused, sent = [], []
+    settings = config(**QUIET | dict(trigger=dict(name="by_hand")))
+
+    def person(trainer):
+        if trainer.state.step == 40 and not sent:
+            with pytest.raises(RunInUse): propose(tmp_path / "r", 30)
+            refused.append(True)
+            sent.extend(Run(tmp_path / "r").send("propose", payload) for payload in ({}, {}, {"at": 3}))
+            time.sleep(0.6)
+    assert go(settings, tmp_path / "r", person, winner=lambda judged: None) == "finished" and refused
+    answers = [Run(tmp_path / "r").command(number) for number in sent]
+    assert [a["status"] for a in answers] == ["done", "refused", "refused"] and "at this very step" in answers[1]["reason"] and "at is not a field" in answers[2]["reason"]
+    record, = records(tmp_path / "r")
+    assert record["step"] == 40 and not record["asked"] and record["trigger"] == "a person asked for it"
+    assert_same_line(tmp_path / "r", unarmed)
+
+
+def test_what_a_person_decided_after_the_root_stays_in_force(tmp_path):
+    sent = []
+
+    def person(trainer):
+        if trainer.state.step == 22 and not sent:
+            sent.append(Run(tmp_path / "r").send("decide", dict(learning_rate_scale=0.5)))
+            time.sleep(0.6)
+    go(config(steps=60), tmp_path / "r", person, eager)
+    record, = records(tmp_path / "r")
+    nodes = Run(tmp_path / "r").nodes().set_index("node")
+    line = lineage(nodes, main_line(Run(tmp_path / "r")))
+    assert record["root"]["step"] == 20 and [int(n) for n in line][0] == 1 and len(line) == 2, "the line leaves node 1, before the person's node"
+    standing = Decision(**nodes.decision[line[-1]])
+    assert standing == Decision(learning_rate_scale=0.5).compose(Decision(**record["decision"]))
+    assert all(Decision(**nodes.decision[t["node"]]).learning_rate_scale == 0.5 * t["decision"].get("learning_rate_scale", 1.0) for t in record["tried"])
+    for node in replays(tmp_path / "r"): assert replay(tmp_path / "r", int(node)).identical
+
+
+def test_a_person_takes_the_number_of_the_fork_to_come(whole, tmp_path):
+    process = FRESH.Process(target=doomed, args=(config(), tmp_path / "r", "module.write_record", 1, True))
+    process.start()
+    process.join(120)
+    record, = records(tmp_path / "r")
+    assert branch(tmp_path / "r", 10, [Decision(learning_rate_scale=0.1)], steps=3) == [record["collapse"]]
+    assert go(config(), tmp_path / "r", winner=eager) == "finished"
+    assert decided(tmp_path / "r") == decided(whole)
+    assert_same_line(tmp_path / "r", whole)
+
+
+def test_the_winner_by_hand_is_a_fork_of_its_own(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "r")
+    record = records(whole)[0]
+    twin, = branch(tmp_path / "r", record["root"]["step"], [Decision(**record["decision"])], node=1, steps=10)
+    nodes = Run(tmp_path / "r").nodes()
+    assert twin == nodes.fork.max() > records(whole)[-1]["collapse"], "not the main line itself"
+    node = int(nodes.node[nodes.fork == twin].iloc[0])
+    one, other = (history(Run(tmp_path / "r"), n, ["loss"]).loss.values[:30] for n in (node, main_line(Run(tmp_path / "r"))))
+    assert np.array_equal(one, other), "and to the bit the same"
+
+
+def test_the_state_a_fork_began_with_may_go(whole, tmp_path):
+    "Later ones serve; where none is whole, one sentence and nothing taken back."
+    go(config(), tmp_path / "r", stopping((0, 25), (3, 70)), eager)
+    if Run(tmp_path / "r").status() == "finished": pytest.fail("it should have stopped")
+    shutil.copytree(tmp_path / "r", tmp_path / "none")
+    root = tmp_path / "r" / records(tmp_path / "r")[0]["root"]["path"]
+    root.unlink()
+    assert go(config(), tmp_path / "r", winner=eager) == "finished"
+    assert_same_line(tmp_path / "r", whole)
+    for path in (tmp_path / "none/checkpoints").rglob("*.ptz"): path.write_bytes(b"damaged")
+    rows = len(Run(tmp_path / "none").rows_since(0, ["loss"])[0])
+    with pytest.raises(BadInput, match="fork 3 begins at step 20"): go(config(), tmp_path / "none")
+    assert len(Run(tmp_path / "none").rows_since(0, ["loss"])[0]) == rows

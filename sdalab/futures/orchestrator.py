@@ -10,7 +10,7 @@ __all__ = ['SCORED', 'ASKED', 'Trigger', 'ByHand', 'DetectorTrigger', 'Sensed', 
            'futures', 'propose']
 
 # %% ../../nbs/futures/56_orchestrator.ipynb #2a23d137
-import copy, json, math, time
+import copy, json, math, time, warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +104,9 @@ SCORED = HORIZONS.index(200) # the horizon by which the proxy ranks and risks ar
 def fluctuations(rollouts: list[Rollout], since: int) -> list[np.ndarray]: # [steps - 1] each, nats
     "Step-to-step changes of what is a lane's own in its losses."
     losses = np.array([r.losses[since:] for r in rollouts])
-    return list(abs(np.diff(losses - np.nanmedian(losses, axis=0), axis=1)))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', RuntimeWarning) # steps at which nobody was finite
+        return list(abs(np.diff(losses - np.nanmedian(losses, axis=0), axis=1)))
 
 def judge(rollouts: list[Rollout], # the first is staying
           risks: list[float], # predicted, of each
@@ -306,7 +308,10 @@ def _deliberate(self: Futures, trainer, journal) -> str | None: # why it failed
         record, root = json.loads(path.read_text(encoding='utf-8')) if path.exists() else None, None
         if record: self.pending = record['trigger']
         if not record or record['collapse'] is not None: root = self._root(trainer, journal, record and record['root']['step'])
-        if record and root and root.trainer.state.step != record['root']['step']: record = None # what it went back to is lost: decide anew
+        if record and root and root.trainer.state.step != record['root']['step']: # what it went back to is lost: decide anew
+            path.unlink()
+            self._sweep(journal)
+            record = None
         journal.event('trigger', step, trainer.nodes[0], reason=self.pending, root=(root.trainer.state.step if root else record['root']['step']))
         if not record:
             now = self.kept.keep(self.kept.pool.take(trainer), journal, [f'decision {step}'])
