@@ -18,7 +18,7 @@ BLOCKS = 5
 def paired(a, b, # [n] each, on the same batches
           ) -> tuple[float, float]: # mean of a - b, its standard error; NaN, infinity below BLOCKS values
     "Batch means of a paired difference. What is not finite in `a` counts as infinitely worse."
-    difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    with np.errstate(invalid='ignore'): difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     if not np.isfinite(difference).all(): return (math.inf if np.isfinite(b).all() else -math.inf if np.isfinite(a).all() else 0.0), 0.0
     if len(difference) < BLOCKS: return math.nan, math.inf
     means = [block.mean() for block in np.array_split(difference, BLOCKS)]
