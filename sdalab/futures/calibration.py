@@ -6,7 +6,7 @@ Docs: https://sdalab.github.io/sdalab/futures/calibration.html.md"""
 
 # %% auto #0
 __all__ = ['conformal_quantile', 'distance_scores', 'outside_scores', 'Coverage', 'coverage', 'Adaptive', 'best_looking',
-           'forks_of', 'Scored', 'score_cases', 'margins', 'calibrated', 'audit']
+           'forks_of', 'Scored', 'score_cases', 'margins', 'Unseen', 'predict_unseen', 'calibrated', 'audit']
 
 # %% ../../nbs/futures/54_calibration.ipynb #3859213f
 import math
@@ -96,10 +96,11 @@ class Scored(NamedTuple):
     picked: np.ndarray # [n] bool
     run: np.ndarray # [n]
 
-def score_cases(rung, x: Inputs, y: Targets, table: pd.DataFrame, # the same cases
+def score_cases(q: np.ndarray, # [n, H, 3] predicted on the proxy's scale
+                x: Inputs, y: Targets, table: pd.DataFrame, # the same cases
                 pick: int = 1, horizon: int = 50) -> Scored:
     "How far outcomes fell outside, and what would have been picked."
-    q, acted = rung.quantiles(x), x.codes.any(1)
+    acted = x.codes.any(1)
     outside = np.where(acted[:, None], outside_scores(y.difference, q[:, :, 0], q[:, :, 2]), np.nan)
     return Scored(outside, best_looking(q[:, HORIZONS.index(horizon), 1], forks_of(table), acted, pick), table['run'].to_numpy())
 
@@ -108,15 +109,28 @@ def margins(scored: Scored, level: float = 0.8, picked_only: bool = True) -> np.
     use = scored.picked if picked_only else np.ones(len(scored.run), dtype=bool)
     return np.array([conformal_quantile(column[use], 1 - level, scored.run[use]) for column in scored.outside.T])
 
+class Unseen(NamedTuple):
+    "Predictions for every case by a model that has not seen its run."
+    quantiles: np.ndarray # [n, H, 3] on the proxy's scale
+    risk: np.ndarray # [n, H]
+
+def predict_unseen(table: pd.DataFrame, # of tuples
+                   names: dict[str, str], # part -> rung
+                   folds: int = 5, seed: int = 0) -> Unseen:
+    "All runs take their turn at being held out."
+    x, y, fold = inputs_of(table), targets_of(table), split_runs(table['run'].to_numpy(), folds, seed)
+    quantiles, risk = np.zeros((len(table), len(HORIZONS), 3)), np.zeros((len(table), len(HORIZONS)))
+    for k in range(folds):
+        fitted = {name: RUNGS[name].fit(chosen(x, fold != k), chosen(y, fold != k), seed) for name in {names['difference'], names['risk']}}
+        test = chosen(x, fold == k)
+        quantiles[fold == k], risk[fold == k] = fitted[names['difference']].quantiles(test), fitted[names['risk']].risk(test)
+    return Unseen(quantiles, risk)
+
 def calibrated(table: pd.DataFrame, # of tuples
                names: dict[str, str], # part -> rung
                folds: int = 5, seed: int = 0, pick: int = 1, **facts) -> Proxy:
     "Fit a proxy on all runs, with margins from runs held out in turn."
-    x, y, fold, parts = inputs_of(table), targets_of(table), split_runs(table['run'].to_numpy(), folds, seed), []
-    for k in range(folds):
-        rung = RUNGS[names['difference']].fit(chosen(x, fold != k), chosen(y, fold != k), seed)
-        parts.append(score_cases(rung, chosen(x, fold == k), chosen(y, fold == k), table[fold == k], pick))
-    scored = Scored(*(np.concatenate(column) for column in zip(*parts)))
+    scored = score_cases(predict_unseen(table, names, folds, seed).quantiles, inputs_of(table), targets_of(table), table, pick)
     fitted = Proxy.fit(table, names, seed, **facts)
     return Proxy(fitted.rungs, margins(scored, fitted.level), fitted.level, fitted.facts | dict(pick=pick, folds=folds))
 
@@ -128,7 +142,7 @@ def audit(table: pd.DataFrame, # of tuples
     for k in range(folds):
         test, calibrate = fold == k, fold == (k + 1) % folds
         model = RUNGS[rung].fit(chosen(x, ~test & ~calibrate), chosen(y, ~test & ~calibrate), seed)
-        found, known = (score_cases(model, chosen(x, part), chosen(y, part), table[part], pick) for part in (test, calibrate))
+        found, known = (score_cases(model.quantiles(chosen(x, part)), chosen(x, part), chosen(y, part), table[part], pick) for part in (test, calibrate))
         for name, margin in (('as it says', np.zeros(len(HORIZONS))), ('calibrated on all', margins(known, level, False)), ('calibrated on picked', margins(known, level))):
             inside = np.where(np.isnan(found.outside), np.nan, found.outside <= margin)
             held += [pd.DataFrame(dict(interval=name, horizon=h, held=inside[:, i], picked=found.picked, run=found.run, finite=math.isfinite(margin[i]))) for i, h in enumerate(HORIZONS)]
