@@ -361,7 +361,7 @@ def climb(found: pd.DataFrame, # of `held_out`
         of_run = found[found['horizon'].isin(horizons)].groupby(['rung', 'run'])[score].mean().unstack('rung').dropna()
         best = names[0]
         steps.append(Step(part, best, '', len(of_run), of_run[best].mean(), math.nan, math.nan, math.nan, True))
-        for name in names[1:]:
+        for name in names[1:] if len(of_run) > 1 else ():
             gap = (of_run[name] - of_run[best]).to_numpy()
             e = Objective().estimate(gap)
             kept = e.high < 0 and not (part == 'recovery' and RUNGS[name].recovery is Rung.recovery)
