@@ -57,13 +57,13 @@ def appender(path, name, rows):
     return subprocess.Popen([sys.executable, '-c', textwrap.dedent(APPENDER), str(path), json.dumps(tuple_row('')), name, str(rows)], stdout=subprocess.PIPE, text=True)
 
 def test_several_writers_lose_nothing(tmp_path):
-    writers = [appender(tmp_path/'log_db.parquet', name, 10) for name in 'ab']
+    writers = [appender(tmp_path/'tuples.parquet', name, 10) for name in 'ab']
     assert [w.wait(120) for w in writers] == [0, 0]
-    table = TupleLog(tmp_path/'log_db.parquet').read()
+    table = TupleLog(tmp_path/'tuples.parquet').read()
     assert sorted(zip(table['run'], table['lane'])) == [(name, lane) for name in 'ab' for lane in range(10)]
 
 def test_a_kill_leaves_whole_tuples(tmp_path):
-    draw, path = random.Random(4), tmp_path/'log_db.parquet'
+    draw, path = random.Random(4), tmp_path/'tuples.parquet'
     for number in range(3):
         writer = appender(path, str(number), 10_000)
         for _ in range(draw.randint(2, 9)): said = int(writer.stdout.readline())

@@ -316,7 +316,7 @@ def log_arrow() -> pa.Schema:
 
 class TupleLog:
     "The tuples of many runs in one Parquet file."
-    def __init__(self, path, # such as runs/log_db.parquet; it need not be there yet
+    def __init__(self, path, # such as runs/tuples.parquet; it need not be there yet
                 ):
         "Raises `BadInput` for a file of another version, or one that holds no tuples."
         self.path = Path(path)
