@@ -233,7 +233,7 @@ def boosted(model, x, y, rounds: int) -> tuple: # baseline, heaps
 class Trees(Rung):
     "Gradient boosting of quantiles, risk and recovery."
     name: ClassVar = 'trees'
-    rounds, rate, smallest = 100, 0.08, 20 # trees of an ensemble, shrinkage, cases in a leaf
+    rounds, rate, smallest = 60, 0.06, 40 # trees of an ensemble, shrinkage, cases in a leaf
 
     @classmethod
     def fit(cls, x, y, seed=0):
