@@ -98,7 +98,8 @@ class Scored(NamedTuple):
 
 def score_cases(q: np.ndarray, # [n, H, 3] predicted on the proxy's scale
                 x: Inputs, y: Targets, table: pd.DataFrame, # the same cases
-                pick: int = 1, horizon: int = 50) -> Scored:
+                pick: int = 1, horizon: int = 200, # by whose predicted median
+               ) -> Scored:
     "How far outcomes fell outside, and what would have been picked."
     acted = x.codes.any(1)
     outside = np.where(acted[:, None], outside_scores(y.difference, q[:, :, 0], q[:, :, 2]), np.nan)
