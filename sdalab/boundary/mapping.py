@@ -247,6 +247,7 @@ def _pass(self: Mapper, pixels: np.ndarray, number: int):
         self.fresh += len(jobs[chosen])
         self._tell()
 
+# %% ../../nbs/boundary/76_mapping.ipynb #fcde7e4e
 @patch
 def _jobs(self: Mapper, needed: dict[int, np.ndarray]) -> dict[tuple, np.ndarray]: # tiles -> their pixels
     "Tiles that want few pixels go together, so that the lanes are full; but a few jobs for every hand, so that none waits long at the end of a pass."
@@ -290,6 +291,7 @@ def _tell(self: Mapper):
     expected, rate = max(computed, self.store.manifest.get('expected', self.plan.labels.size)), self.fresh / max(time.perf_counter() - self.began, 1e-9)
     self.report(Progress(computed, expected, rate, (expected - computed) / max(rate, 1e-9)))
 
+# %% ../../nbs/boundary/76_mapping.ipynb #4a4135fb
 @patch
 def _calibrate(self: Mapper):
     "A bound from the runs of the passes so far, none of which a bound has stopped; where they do not bear one out, the next pass tries again."
