@@ -10,12 +10,14 @@ from functools import wraps
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from sdalab.checked import BadInput
 from sdalab.checkpoints import store as store_module
 from sdalab.checkpoints.branch import branch, replay
 from sdalab.checkpoints.resume import train
 from sdalab.checkpoints.store import Checkpointing
+from sdalab.cli import app
 from sdalab.decisions.model import Decision
 from sdalab.evaluation.compute import step_tokens
 from sdalab.futures import orchestrator
@@ -26,6 +28,7 @@ from sdalab.journal.schema import RunInUse
 from sdalab.journal.tree import history, lineage, main_line
 from sdalab.training.configuration import TrainConfig, load_config
 from sdalab.tree_commands import draw_tree
+from test_cli import sdalab, start, wait_for_step
 
 FRESH = multiprocessing.get_context("forkserver")
 FRESH.set_forkserver_preload(["sdalab.futures.orchestrator", "sdalab.checkpoints.resume"])
@@ -476,3 +479,43 @@ def test_the_state_a_fork_began_with_may_go(whole, tmp_path):
     rows = len(Run(tmp_path / "none").rows_since(0, ["loss"])[0])
     with pytest.raises(BadInput, match="fork 3 begins at step 20"): go(config(), tmp_path / "none")
     assert len(Run(tmp_path / "none").rows_since(0, ["loss"])[0]) == rows
+
+
+ARMED = ["model.depth=1", "rows=2", "futures.armed=true", "futures.proxy=null", "futures.back=5", "futures.verified=2", "futures.rollout=[5,10]", "futures.trigger={name: by_hand}", "checkpoints.memory_every=10"]
+ARMED = [word for setting in ARMED for word in ("--set", setting)]
+
+
+def here(folder, *words):
+    "The command in this process: output, and the sentence it is refused with."
+    result = CliRunner().invoke(app, [*words, "--runs", str(folder / "runs")])
+    return result.output, str(result.exception or "")
+
+
+def test_the_command_line_proposes(tmp_path):
+    process = start(tmp_path, "train", *ARMED, "--steps", "100000", "--name", "busy")
+    try:
+        wait_for_step(tmp_path, "busy", 30)
+        out, refused = here(tmp_path, "propose", "busy")
+        assert not refused and "futures tried at step" in out and "rewind and skip" in out and "the measure of" in out, out
+        assert "leave the run as it is" in out or "the run goes on from step" in out
+        assert "in use by the live process" in here(tmp_path, "branch", "busy", "--at", "25", "--propose")[1]
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    code, out, err = sdalab(tmp_path, "branch", "busy", "--at", "25", "--propose")
+    assert code == 0 and "futures tried at step 25, from step 20" in out and "settled loss" in out, out + err
+    assert "futures tried at step 25" in here(tmp_path, "branch", "busy", "--at", "25", "--propose")[0], "asked again, it is shown again"
+    out, _ = here(tmp_path, "tree", "busy")
+    assert "tried: stay, 10 steps, settled at" in " ".join(out.split()) and "tried: rewind and skip" in out
+    for words, sentence in ((["branch", "busy", "--at", "25"], "give at least one future"), (["branch", "busy", "--at", "25", "--propose", "--set", "noop"], "leave --set"),
+                            (["branch", "busy", "--at", "2", "--propose"], "futures.back = 5"), (["propose", "busy"], "expired")):
+        assert sentence in here(tmp_path, *words)[1]
+
+
+def test_the_tree_shows_the_path_that_survived(whole, capsys):
+    from rich.console import Console
+    Console(width=200).print(draw_tree(Run(whole)))
+    shown, fork = capsys.readouterr().out, records(whole)[-1]["collapse"]
+    assert shown.count("tried: ") == 10 and "accepted" in shown and f"fork {fork}, decided at step 117: " in shown
+    line, = [text for text in shown.splitlines() if "← main line" in text]
+    assert f"fork {fork}" in line
