@@ -15,6 +15,7 @@ from pathlib import Path
 import panel as pn
 import panel_material_ui as pmui
 import psutil
+from bokeh.models import CustomJS, Div
 from panel.io.callbacks import PeriodicCallback
 
 from map_charts import curve_figure, legend, neighbour_grid, pixel_table
@@ -42,6 +43,12 @@ a { color: inherit; }
 HOW = ('<div class="how"><b>Drag a box</b> on the map to compute it as a window of its own, as deep as the arithmetic goes.<br>'
        '<b>Click a pixel</b> to run it alone: its loss at every step, and that of the pixels beside it.<br>'
        '<b>Turn the wheel</b>, with its tool on, to enlarge what is there.</div>')
+HISTORY = """
+const [search, key] = cb_obj.tags, fresh = window.sdalabMap !== undefined && window.sdalabMap !== key
+window.sdalabMap = key
+if (search !== window.location.search) window.history[fresh ? 'pushState' : 'replaceState']({}, '', window.location.pathname + search)
+if (!window.sdalabBack) window.addEventListener('popstate', window.sdalabBack = () => { cb_obj.text = window.location.search })
+"""  # Panel's own address is not told of steps back
 GRID = TALL + ":host { display: grid !important; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); align-items: start; gap: 8px 18px; }"
 
 
@@ -52,6 +59,7 @@ class BoundaryPage:
         self.watch, self.workers, self.key, self.view, self.moment = watch, workers, None, None, None
         self.pixel, self.window, self.wrong, self.drawn = None, None, "", None  # chosen pixel; axes of a box; a sentence; what the curves show
         self.allowed = not exposed() or logged_in()
+        self.trail, self.inner = [], []  # windows around this one and inside it, as shown
         self.wanted, colour = key_of(wanted), wanted.get("colour")
         self._make_widgets(colour if colour in COLOURS else "class")
         self._make_layout()
@@ -61,7 +69,7 @@ class BoundaryPage:
         small = dict(size="small", margin=(6, 6))
         self.choice = pmui.Select(label="Map", options=[], width=250, **small)
         self.colour = pmui.Select(label="Colour by", options={words: name for name, words in COLOURS.items()}, value=colour, width=210, **small)
-        self.crumbs = pmui.Breadcrumbs(items=[], margin=(2, 12))
+        self.crumbs = pn.FlexBox(margin=(0, 8), align_items="center", visible=False)
         self.inside = pn.FlexBox(margin=(0, 8), align_items="center")
         self.side = pmui.Select(label="Pixels, longer side", options=list(SIDES), value=64, width=140, **small)
         self.hands = pmui.Select(label="Processes", options=list(range(1, CORES + 1)), value=CORES, width=105, **small)
@@ -72,7 +80,6 @@ class BoundaryPage:
         self.run = pmui.Button(label="Train this pixel as a run", variant="outlined", size="small", margin=(6, 8))
         self.choice.param.watch(lambda event: event.new and event.new != self._root() and self._turn_to(event.new), "value")
         self.colour.param.watch(lambda event: self._recolour(), "value")
-        self.crumbs.on_click(lambda item: self._turn_to(self.watch.trail(self.key)[self.crumbs.active]))
         self.side.param.watch(lambda event: self._describe(), "value")
         self.hands.param.watch(lambda event: self._describe(), "value")
         for button, act in (self.compute, self._begin), (self.cancel, self._cancel), (self.go_on, self._resume), (self.run, self._train): button.on_click(self._doing(act))
@@ -89,8 +96,11 @@ class BoundaryPage:
         self.how = pn.pane.HTML(HOW, **text)
         left, right = pn.Column(self.picture, self.inside, **column), pn.Column(self.bar, self.detail, self.how, **column)
         self.body = pn.Column(self.cards, self.legend, pn.Column(left, right, sizing_mode="stretch_width", stylesheets=[GRID]), visible=False, **column)
+        self.way = Div(visible=False)  # the address, as the browser shows it and goes back through it
+        self.way.js_on_change("tags", CustomJS(code=HISTORY))
+        self.way.on_change("text", self._went)
         controls = pn.FlexBox(self.choice, self.colour, self.go_on, align_items="center", margin=(8, 6, 0, 6))
-        self.whole = pn.Column(controls, self.crumbs, self.working, self.notice, self.message, self.body, **column)
+        self.whole = pn.Column(controls, self.crumbs, self.working, self.notice, self.message, self.body, pn.pane.Bokeh(self.way, margin=0), **column)
         self._say("Looking for maps…")
 
     def _say(self, sentence):
@@ -100,7 +110,6 @@ class BoundaryPage:
 
     def start(self):
         "Begins to keep the page up to date, for as long as it is open."
-        if pn.state.location: pn.state.location.param.watch(self._went, "search")  # the browser's own way back
         PeriodicCallback(callback=self.tick, period=TICK, background=True).start()
         self.tick()
 
@@ -122,13 +131,22 @@ class BoundaryPage:
         if root and self.watch.listed and root not in options.values(): options[f"{root} (not there)"] = root
         if options != self.choice.options or root != self.choice.value: self.choice.param.update(options=options, value=root, disabled=not options)
         trail = self.watch.trail(self.key) if self.key else []
-        if [*self.crumbs.items] != trail: self.crumbs.param.update(items=trail, active=len(trail) - 1 if trail else None, visible=len(trail) > 1)
+        if trail != self.trail: self._lead_back(trail)
         inner = [entry for entry in self.watch.entries if entry.parent == self.key]
         inner.sort(key=lambda entry: [int(part) if part.isdigit() else 0 for part in entry.key.split(".")])
-        if [entry.key for entry in inner] == [button.name for button in self.inside[1:]]: return
-        chips = [pmui.Button(label=entry.key.removeprefix(f"{self.key}."), name=entry.key, variant="outlined", size="small", margin=3, on_click=lambda event, to=entry.key: self._turn_to(to)) for entry in inner]
+        if (keys := [entry.key for entry in inner]) == self.inner: return
+        self.inner = keys
+        chips = [pmui.Button(label=entry.key.removeprefix(f"{self.key}."), variant="outlined", size="small", margin=3, on_click=lambda event, to=entry.key: self._turn_to(to)) for entry in inner]
         self.inside[:] = [pn.pane.HTML("Windows of this map:", styles={"font-size": "13px", "opacity": "0.75"}), *chips] if chips else []
         if self.view: self.view.frame(self._frames())
+
+    def _lead_back(self, trail):
+        "A way back to every wider window."
+        self.trail, parts, quiet = trail, [], {"font-size": "13px", "opacity": "0.75"}
+        for above, key in zip([None, *trail], trail):
+            parts.append(pn.pane.HTML("›" if above else "History:", styles=quiet, margin=(0, 4)))
+            parts.append(pmui.Button(label=key.removeprefix(f"{above}."), variant="text", size="small", margin=2, disabled=key == self.key, on_click=lambda event, to=key: self._turn_to(to)))
+        self.crumbs.param.update(objects=parts, visible=len(trail) > 1)
 
     def _frames(self): return {entry.key.removeprefix(f"{self.key}."): (entry.x, entry.y) for entry in self.watch.entries if entry.parent == self.key}
 
@@ -136,20 +154,20 @@ class BoundaryPage:
         "Another map, or another window of it: its page is built from nothing."
         self.key, self.view, self.moment, self.pixel, self.window, self.drawn, self.wrong = key, None, None, pixel, None, None, ""
         self.picture.clear()
+        self.cards.object = self.legend.object = ""  # nothing of the map before is left to read
         self.bar.visible = self.detail.visible = False
         self._address()
 
     def _address(self):
         "The map, its window, the colour and the pixel in the page's address: names and numbers, never paths."
-        if not pn.state.location: return
         root = self._root()
         window, pixel = self.key[len(root) + 1:], ",".join(map(str, self.pixel or ()))
         said = {"map": root, "window": window, "colour": self.colour.value if self.colour.value != "class" else "", "pixel": pixel}
-        pn.state.location.search = "?" + urllib.parse.urlencode({name: value for name, value in said.items() if value})
+        self.way.tags = ["?" + urllib.parse.urlencode({name: value for name, value in said.items() if value}), self.key]
 
-    def _went(self, event):
-        wanted = dict(urllib.parse.parse_qsl(event.new.lstrip("?")))
-        key = key_of(wanted)
+    def _went(self, name, old, new):
+        "The viewer went back, or forward, in the browser."
+        key = key_of(dict(urllib.parse.parse_qsl(new.lstrip("?"))))
         if key and key != self.key: self._turn_to(key)
 
     def _recolour(self):

@@ -25,7 +25,8 @@ SMALL = ["landscape.train.model={depth: 1, width: 16, inner_width: 16, hidden_wi
          "landscape.train.window=16", "landscape.train.stressors=[]", "landscape.rule={name: lab}", "x.high=1e4", "y.high=10"]
 TOY = dict(name="toy", landscape=dict(name="double-well", steps=100), x=dict(name="learning_rate", low=0.5, high=2.5), y=dict(name="start", low=0.2, high=2.6),
            width=48, height=32, tile=16, stride=4)
-SEEN = "models.find((m) => m.type === 'ColumnDataSource' && m.data.image && m.data.image.length)"
+SHOWN = "models.filter((m) => m.type === 'Figure' && Bokeh.index.find_one(m)).flatMap((m) => m.renderers.map((r) => r.data_source))"  # sources of figures on the page
+SEEN = f"{SHOWN}.find((m) => m.data.image?.length)"
 
 
 def make_map(root, name="toy", **fields):
@@ -111,7 +112,7 @@ def test_a_box_is_a_deeper_window_and_history_goes_back(address, maps, browser):
     assert np.allclose(shares, [0.25, 0.75, 0.5, 0.75], atol=0.01) and (config["width"], config["height"]) == (24, 12)
     assert {key: config[key] for key in ("landscape", "tile", "stride")} == {key: outer[key] for key in ("landscape", "tile", "stride")}
     wait_until(lambda: np.array_equal(image(browser), levels(open_map(maps / "small.1").load(), "sohl_dickstein")), "the window's map")
-    browser.locator("nav").get_by_text("small", exact=True).click()  # the way back
+    press(browser, "small")  # the way back
     until(browser, f"{SEEN}?.data.image[0].shape[0] === 24")
     assert "window" not in browser.url and "colour=sohl_dickstein" in browser.url
     until(browser, "models.some((m) => m.data?.left && m.data.name?.[0] === '1')")  # it is drawn where it lies
@@ -131,7 +132,7 @@ def test_a_click_shows_the_pixel_and_it_becomes_a_run(address, maps, runs, brows
     losses = trace(load_map(read_manifest(maps / "small")["configuration"]), 7, 12).losses.numpy()
     stored = np.loadtxt(maps / "small/pixels/7_12.csv", delimiter=",", skiprows=1, usecols=1)
     assert np.array_equal(stored, losses)
-    lines = browser.evaluate("() => [...Bokeh.documents[0]._all_models.values()].filter((m) => m.type === 'ColumnDataSource' && m.data.y?.length === 60).map((m) => [...m.data.y])")
+    lines = browser.evaluate(f"() => {{ const models = [...Bokeh.documents[0]._all_models.values()]; return {SHOWN}.filter((m) => m.data.y?.length === 60).map((m) => [...m.data.y]) }}")
     assert len(lines) == 5 and any(np.array_equal(line, losses) for line in lines)
     assert browser.locator(".near div").count() == 9 and "pixel=7%2C12" in browser.url
     press(browser, "Train this pixel as a run")
