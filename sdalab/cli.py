@@ -7,7 +7,7 @@ Docs: https://sdalab.github.io/sdalab/cli.html.md"""
 # %% auto #0
 __all__ = ['app', 'runs_app', 'SetOption', 'plan', 'train_run', 'train_command', 'refuse_existing', 'say_sensed', 'finish',
            'sense_command', 'list_command', 'show_command', 'export_command', 'delete_command', 'picture', 'Page',
-           'demo_command', 'sized', 'show_result', 'main']
+           'demo_command', 'steer', 'sized', 'show_result', 'main']
 
 # %% ../nbs/90_cli.ipynb #cadb1794
 import math, os, subprocess, sys, time
@@ -245,7 +245,7 @@ def demo_command(
     page: Annotated[Optional[Path], typer.Option(help='The live page to serve beside it: dashboards/live.py.')] = None,
     stay: Annotated[bool, typer.Option(help='Keep the page open at the end until Enter is pressed.')] = sys.stdin is not None and sys.stdin.isatty(),
     root: RootOption = ROOT):
-    "Train eight small decoders side by side, one of them too hot, and watch."
+    "Train eight small decoders side by side, one of them too hot, and watch; then one that steers itself."
     from sdalab.training.configuration import load_config
     if not 0 < seconds < math.inf: raise BadInput(f'seconds = {seconds:g}: should be above 0')
     check_root(root)
@@ -257,8 +257,23 @@ def demo_command(
         status = train_run(config, root, 1.3 * seconds)
         run = Run(root/name)
         show_result(run, status)
+        if status != 'interrupted': status = steer(root, f'{name}-futures')
         if live.process and stay: input(f'The page stays open at http://127.0.0.1:{live.port}/{page.stem} until you press Enter. ')
     if status == 'interrupted': raise typer.Exit(130)
+
+def steer(root: Path, name: str) -> str: # how it ended
+    "A run that goes back when its data turn bad, tries several ways on, and continues from one that is proven."
+    from sdalab.journal.records import records
+    from sdalab.training.configuration import load_config
+    from sdalab.tree_commands import draw_tree, show_candidates
+    config = load_config('futures', name=name)
+    trouble = config.stressors[0]
+    out.print(f'\n{name}: one lane; from step {trouble["start"]} to {trouble["stop"]} its targets are random, and the run may try alternate futures', markup=False, highlight=False)
+    status, run = train_run(config, root, None), Run(root/name)
+    for record in records(run.run_dir): show_candidates(run, record)
+    out.print(draw_tree(run))
+    out.print(f'by hand: sdalab branch {name} --at {config.steps // 2} --propose\nwhy:     {run.run_dir}/branches/*/decision.json', markup=False, highlight=False)
+    return status
 
 def sized(config, seconds: float):
     "The configuration with as many steps as fit into the time, measured on a few."
