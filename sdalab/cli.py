@@ -20,7 +20,7 @@ from .journal.reader import Run, delete_run, runs
 from .journal.schema import JournalError, RunInUse
 from .map_commands import map_command, maps_app
 from .terminal import ROOT, RootOption, ask, check_root, duration, err, find_run, out, say, table, watching
-from .tree_commands import branch_command, checkpoints_app, replay_command, tree_command
+from .tree_commands import branch_command, checkpoints_app, propose_command, replay_command, tree_command
 
 # %% ../nbs/90_cli.ipynb #40a529c9
 app = typer.Typer(no_args_is_help=True, rich_markup_mode='markdown', pretty_exceptions_enable=False, add_completion=False,
@@ -29,7 +29,7 @@ runs_app = typer.Typer(no_args_is_help=True, help='List, show, export and delete
 app.add_typer(runs_app, name='runs')
 app.add_typer(checkpoints_app, name='checkpoints')
 app.add_typer(maps_app, name='maps')
-for name, command in dict(tree=tree_command, branch=branch_command, replay=replay_command, map=map_command).items(): app.command(name)(command)
+for name, command in dict(tree=tree_command, branch=branch_command, propose=propose_command, replay=replay_command, map=map_command).items(): app.command(name)(command)
 
 SetOption = Annotated[Optional[list[str]], typer.Option('--set', metavar='KEY=VALUE', help='Change one field; dots go down: `optimizer.learning_rate=1e-3`. May be repeated.')]
 

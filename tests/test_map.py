@@ -82,6 +82,7 @@ def test_a_kill_loses_only_tiles_in_flight(whole, tmp_path, workers):
     process, folder = start(tmp_path, *words), tmp_path / "maps/slow"
     wait_for_tiles(folder, 3)
     children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGSTOP)  # it does not finish while the second command starts
     code, _, err = sdalab(tmp_path, *words)
     assert code == 3 and "in use by the live process" in err
     process.kill()
@@ -150,16 +151,11 @@ def test_a_full_disk(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("words, sentence", [
-    (["--set", "x.low=20"], "x.low = 20: should be below high = 1"),
+    (["--set", "x.low=20"], "x.low = 20.0: should be below high = 1.0"),
     (["--set", "width=1", "--set", "height=1"], "one pixel is a run, not a map"),
     (["--set", "x.center=0.01", "--set", "x.width=1e-16"], "units in the last place of float64 apart"),
     (["--set", "x.name=momentum"], "axis = 'momentum': adam ignores it; take sgd"),
-    (["--set", "x.name=learning_rate.atention"], "did you mean 'attention'?"),
-    (["--set", "y.name=learning_rate"], "sets what x = 'learning_rate.attention' sets too"),
     (["--set", "landscape.name=decodr"], "landscape.name = 'decodr': did you mean 'decoder'?"),
-    (["--set", "landscape.train.steps=0"], "steps = 0"),
-    (["--set", "landscape.rule={name: torkamandy}"], "did you mean 'torkamandi'?"),
-    (["--set", "stride=5"], "stride = 5: should be a power of two"),
     (["--workers", "0"], "workers = 0: should be 1 or more"),
     (["--dask", "tcp://127.0.0.1:9"], "dask = 'tcp://127.0.0.1:9': no scheduler answers there"),
     (["--pixel", "64", "0"], "column = 64: the map has columns 0 to 63"),

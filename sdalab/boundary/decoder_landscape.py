@@ -7,7 +7,7 @@ Docs: https://sdalab.github.io/sdalab/boundary/decoder_landscape.html.md"""
 # %% auto #0
 __all__ = ['NUMBERS', 'RATES', 'rate_groups', 'check_axis', 'with_setting', 'leaves', 'DecoderLandscape', 'DecoderPixels']
 
-# %% ../../nbs/boundary/73_decoder_landscape.ipynb #5e4fc26d
+# %% ../../nbs/boundary/73_decoder_landscape.ipynb #21d9bb16
 import json, math, zlib
 from functools import cached_property
 from typing import ClassVar, Literal
@@ -25,7 +25,7 @@ from ..training.stacked import StackedEngine
 from ..training.stressors import build_stressor, stressed
 from ..training.train import DTYPES, build_engine
 
-# %% ../../nbs/boundary/73_decoder_landscape.ipynb #760e0f30
+# %% ../../nbs/boundary/73_decoder_landscape.ipynb #e07e7852
 NUMBERS = {'momentum': ('sgd',), 'beta1': ('adam', 'adamw'), 'beta2': ('adam', 'adamw'), 'eps': ('adam', 'adamw'), 'clip_norm': ('sgd', 'adam', 'adamw')} # and the optimizers that look at them
 RATES = 'learning_rate', 'weight_decay'
 
@@ -59,7 +59,7 @@ def with_setting(config: TrainConfig, name: str, value: float) -> TrainConfig:
     rates = dict(zip(GROUPS, group_rates(field, getattr(config.optimizer, field)))) | dict.fromkeys(groups, value)
     return config.replace(optimizer=config.optimizer.replace(**{field: rates}))
 
-# %% ../../nbs/boundary/73_decoder_landscape.ipynb #2832d01a
+# %% ../../nbs/boundary/73_decoder_landscape.ipynb #b72affed
 def leaves(entries: dict, above: str = '') -> list[str]:
     "Nested fields as `load_config` takes changes: 'optimizer.name=\"adam\"'."
     return [change for key, value in entries.items() for change in (leaves(value, f'{above}{key}.') if isinstance(value, dict) and value else [f'{above}{key}={json.dumps(value)}'])]
@@ -110,7 +110,7 @@ class DecoderLandscape(Checked):
     def run(self, x: float, y: float) -> TrainConfig: "The run that a pixel is."; return with_setting(with_setting(self.config, self.x.name, x), self.y.name, y)
     def start(self, x: Tensor, y: Tensor) -> 'DecoderPixels': "One lane a pixel."; return DecoderPixels(self, x.tolist(), y.tolist())
 
-# %% ../../nbs/boundary/73_decoder_landscape.ipynb #a23346af
+# %% ../../nbs/boundary/73_decoder_landscape.ipynb #b799c66a
 class DecoderPixels:
     "Runs under way: groups of lanes that share an engine, and batches."
     def __init__(self, landscape: DecoderLandscape, x: list[float], y: list[float]):
@@ -119,8 +119,8 @@ class DecoderPixels:
         for lane, (a, b) in enumerate(zip(x, y)):
             run = landscape.run(a, b)
             seed = zlib.crc32(np.array([a, b]).tobytes()) if landscape.shuffle else run.seed
-            members.setdefault((run.optimizer.replace(learning_rate=0.0, weight_decay=0.0), seed), []).append((lane, run))
-        for (optimizer, seed), runs in members.items(): self.groups.append(self._group(seed, *zip(*runs)))
+            members.setdefault((run.optimizer.replace(learning_rate=0.0, weight_decay=0.0).model_dump_json(), seed), []).append((lane, run))
+        for (_, seed), runs in members.items(): self.groups.append(self._group(seed, *zip(*runs)))
 
     def _group(self, seed: int, lanes, runs):
         engine = build_engine(runs[0], self.landscape.corpus)

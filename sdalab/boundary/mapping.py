@@ -8,7 +8,7 @@ Docs: https://sdalab.github.io/sdalab/boundary/mapping.html.md"""
 __all__ = ['LANDSCAPES', 'MapConfig', 'window', 'load_map', 'build_landscape', 'MapStopped', 'work', 'Crew', 'LocalCrew',
            'DaskCrew', 'open_crew', 'Progress', 'expected_pixels', 'Mapper', 'Trace', 'trace', 'agrees']
 
-# %% ../../nbs/boundary/76_mapping.ipynb #0895e5a3
+# %% ../../nbs/boundary/76_mapping.ipynb #007a867f
 import json, logging, math, multiprocessing, os, signal, threading, time
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, ProcessPoolExecutor, wait
@@ -19,7 +19,7 @@ import numpy as np, torch
 from pydantic import Field
 from torch import Tensor
 from .decoder_landscape import DecoderLandscape
-from .landscape import FIELDS, LABELS, Axis, Landscape, Scores, precision_for
+from .landscape import FIELDS, LABELS, Axis, Landscape, Scores, precision_for, ulps
 from .refinement import Audit, Bound, Refinement, audit_sample, audited, calibrated_bound, compute, one_thread
 from .small_networks import SmallNetworks
 from .store import Grid, MapStore
@@ -28,7 +28,7 @@ from ..checked import BadInput, Checked, build_named
 from ..training.configuration import read_entries
 from ..training.train import machine
 
-# %% ../../nbs/boundary/76_mapping.ipynb #18e8469f
+# %% ../../nbs/boundary/76_mapping.ipynb #f58dfb09
 LANDSCAPES = {'decoder': DecoderLandscape, 'small-networks': SmallNetworks, **TOYS}
 
 class MapConfig(Checked):
@@ -44,7 +44,7 @@ class MapConfig(Checked):
     stride: int = Field(16, ge=1, description='of the first lattice, a power of two; 1: every pixel')
     reach: int = Field(1, ge=0, description='pixels around a change of class that are computed')
     audit: int = Field(200, ge=0, description='filled pixels that are computed after all, to see how many are wrong')
-    bound: bool = Field(False, description='stop runs beyond a multiple of their first loss that is calibrated on the first two passes')
+    bound: bool = Field(False, description='stop runs beyond a multiple of their first loss, once enough runs that were not stopped bear it out')
     seed: int = Field(0, ge=0, lt=2**63, description='of the audit')
 
     def model_post_init(self, context):
@@ -68,7 +68,7 @@ def window(axis: dict) -> dict:
     if axis.get('scale') == 'log': return rest | dict(low=c * 10 ** (-w / 2), high=c * 10 ** (w / 2))
     return rest | dict(low=c - w / 2, high=c + w / 2)
 
-def load_map(source: str | dict, # a preset's name, or a YAML file; or another map's configuration
+def load_map(source: str, # a preset's name, or a YAML file
              changes=(), # 'key=value', dots go down
              **fields) -> MapConfig: # the same, as keywords; None leaves the field alone
     "Read, change and check a map's configuration. Raises `BadInput` with what is wrong."
@@ -81,7 +81,7 @@ def build_landscape(config: MapConfig) -> Landscape:
     needed = precision_for({config.x: config.width, config.y: config.height}, landscape.dtype)
     return landscape if needed == landscape.dtype else landscape.replace(precision='float64')
 
-# %% ../../nbs/boundary/76_mapping.ipynb #94cc085f
+# %% ../../nbs/boundary/76_mapping.ipynb #342ec92a
 class MapStopped(RuntimeError):
     "The map cannot go on now; what is finished is kept."
 
@@ -134,7 +134,7 @@ class Crew:
                 flying.clear()
                 self.revive()
 
-# %% ../../nbs/boundary/76_mapping.ipynb #98491b86
+# %% ../../nbs/boundary/76_mapping.ipynb #54517cb9
 def _start_worker():
     "Leave Ctrl-C to the parent, and end with it."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -176,7 +176,7 @@ def open_crew(workers: int = 1, dask: str | None = None) -> Crew:
     if workers < 1: raise BadInput(f'workers = {workers}: should be 1 or more')
     return Crew() if workers == 1 else LocalCrew(workers)
 
-# %% ../../nbs/boundary/76_mapping.ipynb #50277224
+# %% ../../nbs/boundary/76_mapping.ipynb #5f4adcb6
 class Progress(NamedTuple):
     "How far a map has come."
     computed: int # pixels in the picture
@@ -202,7 +202,7 @@ class Mapper:
         "Raises `BadInput` for what does not fit, before anything is written."
         self.config, self.crew, self.report, self.say = config, crew, report, say
         self.landscape, self.entries = build_landscape(config), config.model_dump_json()
-        self.store = MapStore(Path(root)/config.name, json.loads(self.entries), config.x, config.y, config.grid, machine() | {'dtype': str(self.landscape.dtype)})
+        self.store = MapStore(Path(root)/config.name, json.loads(self.entries), config.x, config.y, config.grid, machine() | dict(dtype=str(self.landscape.dtype), ulps=[ulps(axis, n, self.landscape.dtype) for axis, n in ((config.x, config.width), (config.y, config.height))]))
         self.plan = Refinement((config.height, config.width), 1 if config.exhaustive else config.stride, config.reach)
         self.bound, self.pixel_seconds, self.began, self.fresh = math.inf, None, None, 0
 
@@ -214,7 +214,7 @@ class Mapper:
     def __enter__(self): return self
     def __exit__(self, *error): self.store.close()
 
-# %% ../../nbs/boundary/76_mapping.ipynb #9c3178bd
+# %% ../../nbs/boundary/76_mapping.ipynb #550c7520
 from fastcore.basics import patch
 
 @patch
@@ -223,7 +223,7 @@ def run(self: Mapper) -> Path: # the map's folder
     if self.store.manifest['finished']: return self.store.folder
     number = 0
     while len(pixels := self.plan.wanted()):
-        if number == 2 and self.config.bound and not self.config.exhaustive: self._calibrate()
+        if number >= 2 and self.config.bound and not self.config.exhaustive and self.bound == math.inf: self._calibrate()
         self._pass(pixels, number)
         self.plan.learn(pixels, self.store.arrays['label'].flat[pixels])
         if number == 0: self._estimate()
@@ -247,11 +247,12 @@ def _pass(self: Mapper, pixels: np.ndarray, number: int):
         self.fresh += len(jobs[chosen])
         self._tell()
 
+# %% ../../nbs/boundary/76_mapping.ipynb #fcde7e4e
 @patch
 def _jobs(self: Mapper, needed: dict[int, np.ndarray]) -> dict[tuple, np.ndarray]: # tiles -> their pixels
-    "Tiles that want few pixels go together: as many as fill the lanes, but a job for every hand."
+    "Tiles that want few pixels go together, so that the lanes are full; but a few jobs for every hand, so that none waits long at the end of a pass."
     total = sum(map(len, needed.values()))
-    target = max(1, min(max(self.landscape.lanes, self.config.tile ** 2), -(-total // self.hands)))
+    target = min(self.config.tile ** 2, max(self.landscape.lanes, -(-total // (4 * self.hands))))
     jobs, tiles = {}, []
     for tile in needed:
         tiles.append(tile)
@@ -290,14 +291,16 @@ def _tell(self: Mapper):
     expected, rate = max(computed, self.store.manifest.get('expected', self.plan.labels.size)), self.fresh / max(time.perf_counter() - self.began, 1e-9)
     self.report(Progress(computed, expected, rate, (expected - computed) / max(rate, 1e-9)))
 
+# %% ../../nbs/boundary/76_mapping.ipynb #4a4135fb
 @patch
 def _calibrate(self: Mapper):
-    "A bound from the runs of the first two passes, none of which a bound has stopped."
+    "A bound from the runs of the passes so far, none of which a bound has stopped; where they do not bear one out, the next pass tries again."
     known = self.plan.computed.ravel()
     found = calibrated_bound(self.store.arrays['largest'].ravel()[known], self.store.arrays['label'].ravel()[known])
-    self.bound = found.ratio if found else math.inf
-    self.store.note(bound=found and found._asdict())
-    self.say(f'{self.config.name}: runs beyond {found.ratio:g} times their first loss are taken as diverged, as all {found.runs} such runs were; at most {found.error:.1%} are not (95 % confidence)' if found else f'{self.config.name}: no bound on the loss is borne out, so only broken runs are stopped')
+    if not found: return
+    self.bound = found.ratio
+    self.store.note(bound=found._asdict())
+    self.say(f'{self.config.name}: runs beyond {found.ratio:g} times their first loss are taken as diverged, as all {found.runs} such runs were; at most {found.error:.1%} are not (95 % confidence)')
 
 @patch
 def _fill(self: Mapper, number: int):
@@ -306,6 +309,7 @@ def _fill(self: Mapper, number: int):
     new, guessed = open_ & (arrays['source'] < 0), self.plan.labels.copy() # not those of an audit that was interrupted
     arrays['label'][new], arrays['source'][new] = self.plan.labels[new], 0
     sample = audit_sample(open_, self.config.audit, self.config.seed)
+    self.bound = math.inf # the audit's runs go to their end
     if len(sample): self._pass(sample, number)
     verdict = audited(int(open_.sum()), guessed.flat[sample], arrays['label'].flat[sample])
     grid = self.config.grid
@@ -313,7 +317,7 @@ def _fill(self: Mapper, number: int):
     computed = int((self.sources > 0).sum())
     self.store.note(finished=True, audit=verdict._asdict(), computed=computed, took=time.perf_counter() - self.began if self.began else 0.0)
 
-# %% ../../nbs/boundary/76_mapping.ipynb #93810762
+# %% ../../nbs/boundary/76_mapping.ipynb #da6f18b7
 class Trace(NamedTuple):
     "One pixel's run."
     x: float # its two settings

@@ -8,7 +8,8 @@ Docs: https://sdalab.github.io/sdalab/boundary/nulls.html.md"""
 __all__ = ['SMOOTH_RIPPLE', 'noise_like', 'null_maps', 'Comparison', 'compare', 'against_nulls', 'Flips', 'boundary_pixels',
            'variants', 'flip_rates']
 
-# %% ../../nbs/boundary/78_nulls.ipynb #6204520a
+# %% ../../nbs/boundary/78_nulls.ipynb #060eede4
+from functools import lru_cache
 from typing import NamedTuple
 import numpy as np, torch
 from scipy.optimize import brentq
@@ -19,7 +20,7 @@ from .refinement import compute
 from .toys import Quadratic, Rippled
 from ..checked import BadInput
 
-# %% ../../nbs/boundary/78_nulls.ipynb #9514005b
+# %% ../../nbs/boundary/78_nulls.ipynb #25ff7870
 def noise_like(labels: np.ndarray, # [H, W]
                equal: str, # 'share' of the rarest class, or 'edges'
                seed: int = 0,
@@ -31,17 +32,19 @@ def noise_like(labels: np.ndarray, # [H, W]
     else: p = 0.5 if density >= 0.875 else brentq(lambda p: 1 - p**4 - (1 - p)**4 - density, 0, 0.5)
     return (np.random.default_rng(seed).random(labels.shape) < p).astype(np.int8)
 
-# %% ../../nbs/boundary/78_nulls.ipynb #5b5d752f
+# %% ../../nbs/boundary/78_nulls.ipynb #c759ed11
 SMOOTH_RIPPLE = dict(x=Axis(name='learning_rate', low=1.05, high=1.5), y=Axis(name='roughness', low=0.005, high=0.025)) # a window below half the onset
 
 def null_maps(labels: np.ndarray, # [side, side], the measured map
               seed: int = 0, # of the noise
              ) -> dict[str, np.ndarray]: # [side, side] each
     "What is not a fractal boundary of training, or is one that is known, at the size of a map."
-    side = len(labels)
+    return _toy_maps(len(labels)) | {f'noise, equal {equal}': noise_like(labels, equal, seed) for equal in ('share', 'edges')}
+
+@lru_cache(4)
+def _toy_maps(side: int) -> dict[str, np.ndarray]:
     toys = {'quadratic': Quadratic(), 'ripple below its onset': Rippled(**SMOOTH_RIPPLE), 'ripple above its onset': Rippled()}
-    noise = {f'noise, equal {equal}': noise_like(labels, equal, seed) for equal in ('share', 'edges')}
-    return {name: grid(landscape_classes(toy), side) for name, toy in toys.items()} | noise
+    return {name: grid(landscape_classes(toy), side) for name, toy in toys.items()}
 
 class Comparison(NamedTuple):
     "A measured dimension beside a null's."
@@ -76,7 +79,7 @@ def against_nulls(labels: np.ndarray, # [side, side]
     measured = box_dimension(labels, **options)
     return measured, [compare(measured, name, box_dimension(map_, **options)) for name, map_ in null_maps(labels).items()]
 
-# %% ../../nbs/boundary/78_nulls.ipynb #723ecf46
+# %% ../../nbs/boundary/78_nulls.ipynb #292f5bcc
 class Flips(NamedTuple):
     "How many of some pixels changed class."
     flipped: int
@@ -107,7 +110,7 @@ def variants(landscape: Landscape) -> dict[str, Landscape]: # the same runs, exc
     other = 'float64' if landscape.dtype == torch.float32 else 'float32'
     return ({other: landscape.replace(precision=other)} if 'precision' in fields else {}) | ({'other data order': landscape.replace(order=landscape.order + 1)} if 'order' in fields else {})
 
-# %% ../../nbs/boundary/78_nulls.ipynb #8bbec952
+# %% ../../nbs/boundary/78_nulls.ipynb #8e3a8021
 def flip_rates(landscape: Landscape,
                side: int, # pixels, both ways
                labels: np.ndarray, # [side, side] its map

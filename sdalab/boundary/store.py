@@ -123,6 +123,7 @@ def _take_up(self: MapStore):
 def _write_manifest(self: MapStore):
     with replacing(self.folder/'manifest.json', overwrite=True) as file: file.write(json.dumps(self.manifest).encode())
 
+# %% ../../nbs/boundary/75_store.ipynb #1d41c50a
 @patch
 def learn(self: MapStore, pixels: np.ndarray, record: dict[str, np.ndarray], number: int): # flat; by FIELDS; of the pass
     "Put records into the picture in memory."

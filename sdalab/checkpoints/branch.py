@@ -200,7 +200,8 @@ def keep_root(run: Run, journal: Journal, trainer: Trainer, # of one lane, at th
 def find_fork(run: Run, parent: int, at: int, decisions: list[Decision]) -> int | None:
     "The fork of a parent at a step under these decisions, if there is one."
     nodes = run.nodes()
-    roots = nodes[(nodes.parent == parent) & (nodes.first_step == at) & nodes.checkpoint.notna()].sort_values(['fork', 'lane'])
+    own = nodes.settings.map(lambda s: not {'tried', 'decided'} & set(s or {})) # of people: what alternate futures try, and where the main line goes on, is theirs
+    roots = nodes[(nodes.parent == parent) & (nodes.first_step == at) & nodes.checkpoint.notna() & own].sort_values(['fork', 'lane'])
     standing = _standing(run, parent)
     for fork, lanes in roots.groupby('fork'):
         if [Decision(**d) for d in lanes.decision] == [standing.compose(d) for d in decisions]: return int(fork)

@@ -92,7 +92,8 @@ def go_on(trainer: Trainer, # of the run's configuration, in its base state
         try: load_file(trainer, run_dir/file.path)
         except BadInput as problem: journal.event('checkpoint_damaged', file.step, path=file.path, reason=str(problem))
         else: source = file.path; break
-    step = trainer.state.step
+    step, born = trainer.state.step, int(nodes.first_step.min())
+    if step < born: raise BadInput(f"run = {run.name!r}: fork {trainer.fork} begins at step {born}, and neither the state it began with nor a later one of it is whole; leave it at an earlier step: sdalab branch {run.name} --at STEP --set noop")
     if step < inherited: raise BadInput(f"run = {run.name!r}: no whole checkpoint between step {inherited}, where a fork begins, and the end; going on from step {step} would take away rows that the fork rests on, so go on in a fork: sdalab branch {run.name} --at {step}")
     left = set().union(*(lineage(everything, node) for node in trainer.nodes if node in everything.index)) - set(trainer.nodes)
     _take_back(trainer, journal, store, nodes[~nodes.index.isin(left)], step)
@@ -115,7 +116,8 @@ def stand_on_main_line(trainer: Trainer, run: Run) -> None:
     if not fork: return
     first = nodes[nodes.fork == fork].iloc[0]
     table = run.checkpoints().set_index('id')
-    load_file(trainer, run.run_dir/table.loc[int(first.checkpoint), 'path'])
+    try: load_file(trainer, run.run_dir/table.loc[int(first.checkpoint), 'path'])
+    except (KeyError, BadInput, OSError): pass # a later state of the fork serves as well; `go_on` says so where there is none
     trainer.fork, trainer.nodes, trainer.standing = fork, [int(first.name)], [Decision(**first.decision)]
 
 def train(config: TrainConfig, run_dir, # of the run; one that was interrupted goes on

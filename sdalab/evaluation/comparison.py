@@ -8,7 +8,7 @@ Docs: https://sdalab.github.io/sdalab/evaluation/comparison.html.md"""
 __all__ = ['paired', 'sign_flip', 'iqm', 'bootstrap_interval', 'holm', 'compare', 'tidy', 'divergences', 'detectable',
            'runs_needed', 'forest']
 
-# %% ../../nbs/evaluation/65_comparison.ipynb #5be4dbbe
+# %% ../../nbs/evaluation/65_comparison.ipynb #43320dea
 import math
 from typing import Callable
 import numpy as np, pandas as pd
@@ -17,7 +17,7 @@ from scipy.stats import barnard_exact, binomtest, bootstrap, fisher_exact, nct, 
 from ..checked import BadInput
 from ..decisions.model import Objective
 
-# %% ../../nbs/evaluation/65_comparison.ipynb #0a083d49
+# %% ../../nbs/evaluation/65_comparison.ipynb #82e72b90
 def paired(table: pd.DataFrame, # one row a run: arm, seed, and the metric
            metric: str, # column, lower is better
            baseline: str, # arm that the others are compared with
@@ -29,17 +29,18 @@ def paired(table: pd.DataFrame, # one row a run: arm, seed, and the metric
     if (double := table.duplicated(['arm', 'seed'])).any(): raise BadInput(f"seed = {table.seed[double].iloc[0]}: occurs twice in arm {table.arm[double].iloc[0]!r}; one row a run")
     wide = table.pivot(index='seed', columns='arm', values=metric)[list(table.arm.unique())].astype(float)
     for arm in wide:
-        if (odd := ~np.isfinite(wide[arm])).any(): raise BadInput(f"{metric} = {wide[arm][odd].iloc[0]} for seed {wide.index[odd][0]} of arm {arm!r}: every arm needs a finite value for every seed; say what a run that diverged counts as")
+        odd = wide[arm][~np.isfinite(wide[arm])]
+        if len(odd): raise BadInput(f"{metric} = {odd.iloc[0]} for seed {odd.index[0]} of arm {arm!r}: every arm needs a finite value for every seed; say what a run that diverged counts as")
     return wide.drop(columns=baseline).sub(wide[baseline], axis=0)
 
-# %% ../../nbs/evaluation/65_comparison.ipynb #82d47411
+# %% ../../nbs/evaluation/65_comparison.ipynb #fe187cdb
 def sign_flip(differences, # [n]
               seed: int = 0, # of the flips beyond n = 16
              ) -> float: # two-sided
     "The p-value of the mean under random signs, exact up to 16 pairs."
     return float(permutation_test((np.asarray(differences, dtype=float),), np.mean, permutation_type='samples', n_resamples=2**16, vectorized=True, rng=np.random.default_rng(seed)).pvalue)
 
-# %% ../../nbs/evaluation/65_comparison.ipynb #b39647fe
+# %% ../../nbs/evaluation/65_comparison.ipynb #8cdd4317
 def iqm(values, axis: int = -1): "Mean of the middle half; a quarter of the values, rounded down, is left out at each end."; return trim_mean(values, 0.25, axis=axis)
 
 def bootstrap_interval(values, # [n], one a run
@@ -52,7 +53,7 @@ def bootstrap_interval(values, # [n], one a run
     low, high = bootstrap((values,), statistic, confidence_level=confidence, n_resamples=draws, vectorized=True, rng=np.random.default_rng(seed)).confidence_interval
     return float(low), float(high)
 
-# %% ../../nbs/evaluation/65_comparison.ipynb #4b9cde7e
+# %% ../../nbs/evaluation/65_comparison.ipynb #c19c6cec
 def holm(p, # [arms]
         ) -> np.ndarray: # [arms]
     "p-values adjusted for their number (Holm 1979)."
@@ -62,14 +63,14 @@ def holm(p, # [arms]
     adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
     return adjusted
 
-# %% ../../nbs/evaluation/65_comparison.ipynb #ba32a846
+# %% ../../nbs/evaluation/65_comparison.ipynb #552d1970
 def compare(table: pd.DataFrame, # one row a run: arm, seed, and the metric
             metric: str, # column, lower is better
             baseline: str, # arm that the others are compared with
             confidence: float = 0.95, # of the intervals
             seed: int = 0, # of the bootstrap
            ) -> pd.DataFrame: # one row an arm: n, mean, low, high, boot_low, boot_high, iqm, iqm_low, iqm_high, better (pairs), p, p_holm
-    "Each arm's difference to the baseline over paired seeds: mean with its t and bootstrap intervals, interquartile mean, sign-flip p-value, plain and after Holm. Raises `BadInput` for runs that are not paired, or fewer than two."
+    "Each arm's difference to the baseline over paired seeds, with intervals and sign-flip p-values. Raises `BadInput` for runs that are not paired, or fewer than two."
     rows = []
     for arm, difference in paired(table, metric, baseline).items():
         estimate = Objective().estimate(difference, confidence)
@@ -84,10 +85,10 @@ def tidy(compared: pd.DataFrame, # of `compare`
         ) -> pd.DataFrame: # all text, for `to_markdown(index=False)`
     "The table as one prints it."
     text = lambda value, low, high: f'{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]'
-    return pd.DataFrame([dict(zip(('arm', 'pairs', 'difference [t interval]', 'interquartile mean [bootstrap]', 'better', 'p (sign flip)', 'p (Holm)'), (
-        row.arm, str(row.n), text(row.mean, row.low, row.high), text(row.iqm, row.iqm_low, row.iqm_high), f'{row.better} of {row.n}', f'{row.p:.3g}', f'{row.p_holm:.3g}'))) for row in compared.itertuples()])
+    return pd.DataFrame([{'arm': row.arm, 'pairs': str(row.n), 'difference [t interval]': text(row.mean, row.low, row.high), 'interquartile mean [bootstrap]': text(row.iqm, row.iqm_low, row.iqm_high),
+                          'better': f'{row.better} of {row.n}', 'p (sign flip)': f'{row.p:.3g}', 'p (Holm)': f'{row.p_holm:.3g}'} for row in compared.itertuples()])
 
-# %% ../../nbs/evaluation/65_comparison.ipynb #e0c92dc3
+# %% ../../nbs/evaluation/65_comparison.ipynb #747665b3
 def divergences(table: pd.DataFrame, # one row a run: arm, seed, diverged (bool)
                 baseline: str, # arm that the others are compared with
                 confidence: float = 0.95, # of the bound
@@ -106,7 +107,7 @@ def divergences(table: pd.DataFrame, # one row a run: arm, seed, diverged (bool)
     others = found.arm != baseline
     return found.assign(holm=pd.Series(holm(found.barnard[others]), index=found.index[others]))
 
-# %% ../../nbs/evaluation/65_comparison.ipynb #cc561273
+# %% ../../nbs/evaluation/65_comparison.ipynb #46f06c0f
 def detectable(n: int, # pairs, at least 2
                power: float = 0.8, level: float = 0.05, # two-sided
               ) -> float: # standard deviations of the paired difference
@@ -125,7 +126,7 @@ def runs_needed(share: float, other: float, # of runs that go wrong, in the two 
     spread = norm.isf(level / 2) * math.sqrt(2 * middle * (1 - middle)) + norm.isf(1 - power) * math.sqrt(share * (1 - share) + other * (1 - other))
     return math.ceil((spread / (share - other)) ** 2 - 0.5)
 
-# %% ../../nbs/evaluation/65_comparison.ipynb #cdcb0d9b
+# %% ../../nbs/evaluation/65_comparison.ipynb #14316c99
 def forest(compared: pd.DataFrame, # of `compare`
            metric: str = 'difference to the baseline', # with its unit
           ):
@@ -134,6 +135,8 @@ def forest(compared: pd.DataFrame, # of `compare`
     hv.extension('bokeh', logo=False)
     table = compared.iloc[::-1]
     label = [f'{row.arm} (n = {row.n})' for row in table.itertuples()]
-    return hv.Overlay([hv.VLine(0).opts(color='grey', line_dash='dashed', line_width=1), hv.Segments((table.low, label, table.high, label), [metric, 'arm', 'high', 'arm '], label='mean, t interval').opts(color='#0072B2', line_width=2),
-        hv.Points((table['mean'], label), [metric, 'arm'], label='mean, t interval').opts(color='#0072B2', size=9), hv.Points((table.iqm, label), [metric, 'arm'], label='interquartile mean').opts(color='#E69F00', marker='diamond', size=9)]).opts(
+    mean = hv.Points((table['mean'], label), [metric, 'arm'], label='mean, t interval').opts(color='#0072B2', size=9)
+    interval = hv.Segments((table.low, label, table.high, label), [metric, 'arm', 'high', 'arm '], label='mean, t interval').opts(color='#0072B2', line_width=2)
+    middle = hv.Points((table.iqm, label), [metric, 'arm'], label='interquartile mean').opts(color='#E69F00', marker='diamond', size=9)
+    return (hv.VLine(0).opts(color='grey', line_dash='dashed', line_width=1) * interval * mean * middle).opts(
         width=640, height=110 + 45 * len(table), xlabel=metric, ylabel='', legend_position='right', show_grid=True, title='')

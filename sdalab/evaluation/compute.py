@@ -8,14 +8,14 @@ Docs: https://sdalab.github.io/sdalab/evaluation/compute.html.md"""
 __all__ = ['WASTED', 'flops_per_token', 'attention_shape', 'step_tokens', 'step_flops', 'spent_rows', 'rewound', 'account',
            'wasted', 'spending', 'loss_at', 'at_equal_compute']
 
-# %% ../../nbs/evaluation/63_compute.ipynb #367e58d0
+# %% ../../nbs/evaluation/63_compute.ipynb #403b5e06
 import numpy as np, pandas as pd, xarray as xr
 from ..checked import BadInput
 from .instability import Rule, path_events, unstable
 from ..journal.reader import Run
 from ..journal.tree import lineage, main_line
 
-# %% ../../nbs/evaluation/63_compute.ipynb #4cac841e
+# %% ../../nbs/evaluation/63_compute.ipynb #f0835803
 def flops_per_token(parameters: int, # N, all of them
                     layers: int, # L
                     attention_width: int, # H Q: heads times the width of one
@@ -24,7 +24,7 @@ def flops_per_token(parameters: int, # N, all of them
     "Floating-point operations to train on one token, 6N + 12 L H Q T (PaLM, appendix B). A third of it is the forward pass."
     return 6.0 * parameters + 12.0 * layers * attention_width * context
 
-# %% ../../nbs/evaluation/63_compute.ipynb #3453971b
+# %% ../../nbs/evaluation/63_compute.ipynb #2b21c60e
 def attention_shape(model: dict, # of a run's facts
                    ) -> tuple[int, int]: # layers L, attention width H Q
     "Of the lab's decoder, or of a configuration of the transformers library."
@@ -45,9 +45,9 @@ def step_flops(run: Run) -> float:
     facts, tokens = run.config['facts'], step_tokens(run)
     return tokens * flops_per_token(facts['parameters'], *attention_shape(facts['model']), tokens // run.config['rows'])
 
-# %% ../../nbs/evaluation/63_compute.ipynb #61636674
+# %% ../../nbs/evaluation/63_compute.ipynb #c00972be
 def spent_rows(run: Run, node: int | None = None, # that the path ends in; none: the main line's
-              ) -> pd.DataFrame: # node, step, wall_time, loss, validation_loss, kept, skipped
+              ) -> pd.DataFrame: # node, step, wall_time, loss, validation_loss, evaluations (how many after it), kept, skipped
     "Every step that was taken in the tree of a path, in order of time."
     nodes = run.nodes().set_index('node')
     path = lineage(nodes, main_line(run) if node is None else node)
@@ -55,7 +55,9 @@ def spent_rows(run: Run, node: int | None = None, # that the path ends in; none:
     until = dict(zip(path, [*nodes.first_step[path[1:]], np.inf])) # step at which the path leaves each node
     rows = run.rows_since(0, ['loss', 'validation_loss'])[0].query('node in @tree')
     skips = {n: nodes.first_step[n] for n in path if (nodes.decision[n] or {}).get('skip')}
-    return rows.assign(kept=rows.step < rows.node.map(until), skipped=rows.step == rows.node.map(skips)).sort_values('wall_time', kind='stable', ignore_index=True)
+    settled = rows.node.map(nodes.outcome).eq('settled') & (rows.step == rows.groupby('node').step.transform('max')) # a rollout's last step; its evaluation decides and leaves no row
+    return rows.assign(evaluations=rows.validation_loss.notna().astype(int) + settled, kept=rows.step < rows.node.map(until),
+                       skipped=rows.step == rows.node.map(skips)).sort_values('wall_time', kind='stable', ignore_index=True)
 
 def rewound(run: Run, tree, # nodes
            ) -> pd.DataFrame: # wall_time, rows
@@ -64,7 +66,7 @@ def rewound(run: Run, tree, # nodes
     share = [np.isin(detail.get('nodes', []), list(tree)).mean() if detail.get('nodes') else 0.0 for detail in found.detail]
     return pd.DataFrame(dict(wall_time=found.wall_time, rows=[s * detail['rows_removed'] for s, detail in zip(share, found.detail)]))
 
-# %% ../../nbs/evaluation/63_compute.ipynb #86f47ede
+# %% ../../nbs/evaluation/63_compute.ipynb #f8280236
 WASTED = ('discarded', 'rewound', 'skipped', 'recovering')
 
 def account(run: Run, node: int | None = None, # that the path ends in; none: the main line's
@@ -76,7 +78,7 @@ def account(run: Run, node: int | None = None, # that the path ends in; none: th
     ill = np.isin(rows.step, np.flatnonzero(unstable(found, int(rows.step.max()) + 1)) if len(rows) else [])
     kept, skipped = rows.kept.to_numpy(), rows.skipped.to_numpy()
     steps = dict(kept=(kept & ~skipped & ~ill).sum(), discarded=(~kept).sum(), rewound=rewound(run, set(rows.node)).rows.sum(), skipped=(kept & skipped).sum(),
-                 recovering=(kept & ~skipped & ill).sum(), evaluation=rows.validation_loss.notna().sum() * run.config['evaluate_batches'])
+                 recovering=(kept & ~skipped & ill).sum(), evaluation=rows.evaluations.sum() * run.config['evaluate_batches'])
     table = pd.DataFrame(dict(steps=steps), dtype=float)
     table['tokens'] = table.steps * step_tokens(run)
     table['flops'] = table.steps * step_flops(run) * np.where(table.index == 'evaluation', 1 / 3, 1.0)
@@ -87,13 +89,13 @@ def wasted(table: pd.DataFrame, # of `account`
     "What bought nothing that lasts."
     return float(table.share[list(WASTED)].sum())
 
-# %% ../../nbs/evaluation/63_compute.ipynb #b7d591fa
+# %% ../../nbs/evaluation/63_compute.ipynb #09e7ff75
 def spending(run: Run, node: int | None = None, # that the path ends in; none: the main line's
             ) -> pd.DataFrame: # index step; loss, validation_loss, flops: spent in all by the end of the step
     "The steps of a path with the compute that everything in its tree had cost by then."
     rows = spent_rows(run, node)
     taken_back = rewound(run, set(rows.node))
-    price = step_flops(run) * (1 + rows.validation_loss.notna() * run.config['evaluate_batches'] / 3)
+    price = step_flops(run) * (1 + rows.evaluations * run.config['evaluate_batches'] / 3)
     extra = step_flops(run) * np.r_[0.0, np.cumsum(taken_back.rows)][np.searchsorted(taken_back.wall_time, rows.wall_time)]
     return rows.assign(flops=price.cumsum() + extra)[rows.kept].set_index('step')[['loss', 'validation_loss', 'flops']]
 

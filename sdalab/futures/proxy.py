@@ -7,8 +7,9 @@ Docs: https://sdalab.github.io/sdalab/futures/proxy.html.md"""
 # %% auto #0
 __all__ = ['SCALE', 'CAP', 'QUANTILES', 'FOREVER', 'DEPTH', 'RUNGS', 'PARTS', 'PROXY_VERSION', 'Prediction', 'Predictor',
            'Constant', 'Inputs', 'Targets', 'to_scale', 'from_scale', 'inputs_of', 'targets_of', 'chosen', 'Rung',
-           'Constants', 'nats_ahead', 'Linear', 'Law', 'WorldModel', 'as_heap', 'both_ways', 'grown', 'design', 'Trees',
-           'Networks', 'scores', 'split_runs', 'held_out', 'Step', 'climb', 'best_rungs', 'Proxy', 'load_proxy']
+           'usual_recovery', 'Constants', 'nats_ahead', 'Linear', 'Law', 'WorldModel', 'as_heap', 'both_ways', 'grown',
+           'design', 'boosted', 'Trees', 'Networks', 'scores', 'split_runs', 'held_out', 'Step', 'climb', 'best_rungs',
+           'Proxy', 'load_proxy']
 
 # %% ../../nbs/futures/53_proxy.ipynb #3f9726c5
 import json, math, warnings
@@ -99,13 +100,17 @@ def _by_horizon(values, of, fewest: int = 10): # [n, H] -> [H, ...]; a horizon w
         found.append(of(there) if len(there) >= fewest or not found else found[-1])
     return np.array(found)
 
+def usual_recovery(y: Targets) -> np.ndarray:
+    "The median; 0 where none was measured."
+    return np.array(0.0 if np.isnan(y.recovery).all() else np.nanmedian(y.recovery))
+
 class Constants(Rung):
     "Quantiles and shares over all cases."
     name: ClassVar = 'constants'
     @classmethod
     def fit(cls, x, y, seed=0):
         acted = x.codes.any(1)
-        return cls(dict(quantiles=_by_horizon(y.difference[acted], lambda v: np.quantile(v, QUANTILES)), risk=_by_horizon(y.diverged, lambda v: (v.sum() + 0.5) / (len(v) + 1)), recovery=np.array(np.nanmedian(y.recovery))))
+        return cls(dict(quantiles=_by_horizon(y.difference[acted], lambda v: np.quantile(v, QUANTILES)), risk=_by_horizon(y.diverged, lambda v: (v.sum() + 0.5) / (len(v) + 1)), recovery=usual_recovery(y)))
     def quantiles(self, x): return np.broadcast_to(self.arrays['quantiles'], (len(x.codes), len(HORIZONS), 3))
     def risk(self, x): return np.broadcast_to(self.arrays['risk'], (len(x.codes), len(HORIZONS)))
 
@@ -216,10 +221,19 @@ def design(x: Inputs) -> np.ndarray: # [n, H, F + k + 4]
     extra = np.stack([np.broadcast_to(np.log(HORIZONS), (n, H)), spread(rate), nats_ahead(x, 'law'), nats_ahead(x, 'fall')], 2)
     return np.concatenate([spread(x.features), spread(x.codes), extra], 2)
 
+def boosted(model, x, y, rounds: int) -> tuple: # baseline, heaps
+    "A fitted ensemble; a constant where the outcomes do not differ, or there are too few of them."
+    if len(y) < 100 or len(np.unique(y)) < 2:
+        share = (np.sum(y) + 0.5) / (len(y) + 1)
+        empty = np.zeros(2 ** DEPTH - 1, dtype=np.int16), np.full(2 ** DEPTH - 1, 1e30), np.zeros(2 ** DEPTH)
+        return (math.log(share / (1 - share)) if hasattr(model, 'predict_proba') else float(np.median(y)) if len(y) else 0.0), [empty] * rounds
+    model.fit(x, y)
+    return np.ravel(model._baseline_prediction)[0], [as_heap(stage[0].nodes) for stage in model._predictors]
+
 class Trees(Rung):
     "Gradient boosting of quantiles, risk and recovery."
     name: ClassVar = 'trees'
-    rounds, rate, smallest = 100, 0.08, 20 # trees of an ensemble, shrinkage, cases in a leaf
+    rounds, rate, smallest = 60, 0.06, 40 # trees of an ensemble, shrinkage, cases in a leaf
 
     @classmethod
     def fit(cls, x, y, seed=0):
@@ -228,13 +242,12 @@ class Trees(Rung):
         wide = np.clip(design(x), -1e29, 1e29).astype(np.float32)
         wide[:, :, np.isnan(wide).all((0, 1))] = 0.0 # scikit-learn cannot bin a column without a value
         acted, diverged, recovered = (~np.isnan(y.difference) & x.codes.any(1)[:, None], ~np.isnan(y.diverged), ~np.isnan(y.recovery))
-        models = [HistGradientBoostingRegressor(loss='quantile', quantile=q, **settings).fit(wide[acted], y.difference[acted]) for q in QUANTILES]
-        models.append(HistGradientBoostingClassifier(**settings).fit(wide[diverged], y.diverged[diverged]))
-        models.append(HistGradientBoostingRegressor(loss='quantile', quantile=0.5, **settings).fit(wide[:, 0][recovered], y.recovery[recovered]))
-        cls.fitted = models # of the latest fit, to compare with
-        heaps = [[as_heap(stage[0].nodes) for stage in m._predictors] for m in models]
-        arrays = [np.stack([np.stack([tree[i] for tree in heap]) for heap in heaps]) for i in range(3)] # [5, T, ...]
-        return cls(dict(feature=arrays[0], threshold=arrays[1].astype(np.float32), value=arrays[2].astype(np.float32), base=np.array([np.ravel(m._baseline_prediction)[0] for m in models])))
+        cases = [(HistGradientBoostingRegressor(loss='quantile', quantile=q, **settings), wide[acted], y.difference[acted]) for q in QUANTILES]
+        cases += [(HistGradientBoostingClassifier(**settings), wide[diverged], y.diverged[diverged]), (HistGradientBoostingRegressor(loss='quantile', quantile=0.5, **settings), wide[:, 0][recovered], y.recovery[recovered])]
+        found = [boosted(*case, rounds=cls.rounds) for case in cases]
+        cls.fitted = [case[0] for case in cases] # of the latest fit, to compare with
+        arrays = [np.stack([np.stack([tree[i] for tree in heaps]) for _, heaps in found]) for i in range(3)] # [5, T, ...]
+        return cls(dict(feature=arrays[0], threshold=arrays[1].astype(np.float32), value=arrays[2].astype(np.float32), base=np.array([base for base, _ in found])))
 
     def _sums(self, which, x2): # [models, n]
         a = self.arrays
@@ -261,7 +274,7 @@ class Networks(Rung):
             warnings.simplefilter('ignore', RuntimeWarning) # columns that are missing throughout
             middle = np.nan_to_num(np.nanmedian(wide, (0, 1)))
             spread = np.nan_to_num(np.nanstd(np.clip(wide, -1e6, 1e6), (0, 1)))
-        held = dict(middle=middle, spread=np.where(spread > 1e-9, spread, np.inf), recovery=np.array(np.nanmedian(y.recovery)))
+        held = dict(middle=middle, spread=np.where(spread > 1e-9, spread, np.inf), recovery=usual_recovery(y))
         z = torch.from_numpy(cls._standard(wide, held)).float().flatten(0, 1)
         goal, event = (torch.tensor(part, dtype=torch.float32).flatten() for part in (y.difference, y.diverged))
         acted = torch.from_numpy(np.repeat(x.codes.any(1), len(HORIZONS)))
@@ -348,7 +361,7 @@ def climb(found: pd.DataFrame, # of `held_out`
         of_run = found[found['horizon'].isin(horizons)].groupby(['rung', 'run'])[score].mean().unstack('rung').dropna()
         best = names[0]
         steps.append(Step(part, best, '', len(of_run), of_run[best].mean(), math.nan, math.nan, math.nan, True))
-        for name in names[1:]:
+        for name in names[1:] if len(of_run) > 1 else ():
             gap = (of_run[name] - of_run[best]).to_numpy()
             e = Objective().estimate(gap)
             kept = e.high < 0 and not (part == 'recovery' and RUNGS[name].recovery is Rung.recovery)

@@ -239,6 +239,7 @@ def explore(config: TrainConfig, # of one lane
             horizons: tuple[int, ...] = (10, 50, 200), # of HORIZONS
             seed: int = 0, space: ActionSpace = OPTIONS, # that decisions are drawn from
             run: str | None = None, # name in the tuples; none: the configuration's
+            short_share: float = 0.0, # of the forks that stop at 50 steps, to see more states for the same work
             long_share: float = 0.0, # of the forks that also run to the last of HORIZONS, with half of the lanes
            ) -> list[dict]: # tuples
     "Train a run and, at random steps, try random decisions beside the no-op, those that its optimizer can follow. What is tried never touches the run itself."
@@ -248,13 +249,14 @@ def explore(config: TrainConfig, # of one lane
     for number, step in enumerate(at, 1):
         while watch.trainer.state.step < step and watch.trainer.alive.all(): watch.advance()
         if not watch.trainer.alive.all(): break
-        far = rng.random() < long_share
+        u = rng.random()
+        far, near = u < long_share, u >= 1 - short_share
         tried = [Decision(), *space.random((lanes // 2 if far else lanes) - 1, rng)]
         stream = int(rng.integers(2**62))
         futures = watch.trainer.forked([0] * len(tried), [d.replace(data_seed=stream) for d in tried], number)
         features, watching = watch.features(), watch.trainer.engine.watching
         watch.trainer.engine.watching = False
-        outcomes = measure(futures, (*horizons, *HORIZONS[-1:]) if far else horizons, level_of(watch.signals()['loss']))
+        outcomes = measure(futures, (*horizons, *HORIZONS[-1:]) if far else tuple(h for h in horizons if h <= 50) if near else horizons, level_of(watch.signals()['loss']))
         watch.trainer.engine.watching = watching
         rows += tuples_of(watch.trainer, run or config.name, features, tried, outcomes)
     return rows
@@ -278,7 +280,7 @@ def _trouble(rng, steps) -> list[dict]: # of a configuration
              lambda: dict(name='tiny_data', windows=int(rng.integers(4, 32)), start=start), lambda: dict(name='aggressive_warmup', start=start, steps=int(rng.integers(50, 200)), factor=log(3, 30))]
     return [kinds[i]() for i in rng.choice(len(kinds), 0 if rng.random() < 0.1 else 1 + int(rng.random() < 0.3), replace=False)]
 
-def varied(seed: int, steps: int = 300) -> TrainConfig: # of one lane, small and quick
+def varied(seed: int, steps: int = 240) -> TrainConfig: # of one lane, small and quick
     "A run drawn at random: model, text, optimizer, schedule and trouble."
     rng = philox(seed, 1, 'futures', 100)
     width, context = int(rng.choice([16, 24, 32])), 32
@@ -287,8 +289,8 @@ def varied(seed: int, steps: int = 300) -> TrainConfig: # of one lane, small and
     optimizer = dict(name=name, learning_rate=rate, weight_decay=float(rng.choice([0.0, 0.01, 0.1])) * (0.01 if name == 'sgd' else 1), clip_norm=[None, 1.0][rng.integers(2)])
     optimizer |= dict(momentum=0.9) if name == 'sgd' else dict(beta2=float(rng.choice([0.95, 0.99, 0.999])))
     policy = [dict(name='constant'), dict(name='warmup_cosine', warmup_steps=20), dict(name='warmup_stable_decay', warmup_steps=20)][rng.integers(3)]
-    return TrainConfig(name=f'varied-{seed}', steps=steps, rows=8, threads=1, seed=seed, model=dict(context=context, width=width, inner_width=width * 3 // 2, hidden_width=2 * width), corpus=dict(tokenizer=str(rng.choice(['char', 'byte']))),
-                       optimizer=optimizer, policy=policy, stressors=_trouble(rng, steps), evaluate_every=50, evaluate_batches=6)
+    return TrainConfig(name=f'varied-{seed}', steps=steps, rows=4, threads=1, seed=seed, model=dict(context=context, width=width, inner_width=width * 3 // 2, hidden_width=2 * width), corpus=dict(tokenizer=str(rng.choice(['char', 'byte']))),
+                       optimizer=optimizer, policy=policy, stressors=_trouble(rng, steps), evaluate_every=60, evaluate_batches=8)
 
 # %% ../../nbs/futures/52_tuples.ipynb #3ad0a74c
 RESETS = {'no': False, 'both': True, 'first': 'first', 'second': 'second'}
@@ -314,7 +316,7 @@ def log_arrow() -> pa.Schema:
 
 class TupleLog:
     "The tuples of many runs in one Parquet file."
-    def __init__(self, path, # such as runs/log_db.parquet; it need not be there yet
+    def __init__(self, path, # such as runs/tuples.parquet; it need not be there yet
                 ):
         "Raises `BadInput` for a file of another version, or one that holds no tuples."
         self.path = Path(path)

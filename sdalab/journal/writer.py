@@ -573,7 +573,7 @@ def _forget_after_fork():
 os.register_at_fork(after_in_child=_forget_after_fork)
 
 # %% ../../nbs/journal/06_writer.ipynb #3f06a278
-MADE_BY_STEPS = ('frozen', 'stressor', 'alarm', 'regime', 'trigger', 'decision') # events that come again when their steps are taken again
+MADE_BY_STEPS = ('frozen', 'stressor', 'alarm', 'regime', 'trigger', 'trigger_ignored', 'decision', 'futures_failed', 'root_is_late', 'root_is_older') # events that come again when their steps are taken again
 
 @patch
 def rewind(self: Journal, nodes: list[int], # of the run, open or closed
