@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.boundary import boundary_rows
+from bench.boundary_page import page_rows
 from bench.checkpoints import checkpoint_rows
 from bench.clipping import clipping_rows
 from bench.engine import engine_rows
@@ -15,7 +16,8 @@ from bench.proxy import proxy_rows
 from bench.senses import sense_rows
 from sdalab.training.train import machine
 
-SUITES = {"engine": engine_rows, "clipping": clipping_rows, "journal": journal_rows, "checkpoints": checkpoint_rows, "senses": sense_rows, "boundary": boundary_rows, "proxy": proxy_rows}
+SUITES = {"engine": engine_rows, "clipping": clipping_rows, "journal": journal_rows, "checkpoints": checkpoint_rows, "senses": sense_rows, "boundary": boundary_rows,
+          "boundary_page": page_rows, "proxy": proxy_rows}
 
 
 def shown(row) -> list[str]:

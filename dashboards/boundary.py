@@ -21,10 +21,11 @@ from panel.io.callbacks import PeriodicCallback
 from map_charts import curve_figure, legend, neighbour_grid, pixel_table
 from map_tail import MapWatch, beside, curve_of
 from map_work import Workers
-from page_parts import EXPOSED, STYLE, card, duration, exposed, logged_in
-from run_charts import TALL
 from sdalab.boundary.view import COLOURS, MapView, digits, in_words, plain, share_of
 from sdalab.checked import BadInput
+from sdalab.views.asking import EXPOSED, may_command
+from sdalab.views.curves import TALL
+from sdalab.views.now import STYLE, card, duration
 
 TICK = 500  # ms between updates of a page
 CORES = os.cpu_count() or 1
@@ -58,7 +59,7 @@ class BoundaryPage:
     def __init__(self, watch, workers, wanted):
         self.watch, self.workers, self.key, self.view, self.moment = watch, workers, None, None, None
         self.pixel, self.window, self.wrong, self.drawn = None, None, "", None  # chosen pixel; axes of a box; a sentence; what the curves show
-        self.allowed = not exposed() or logged_in()
+        self.allowed = may_command()
         self.trail, self.inner = [], []  # windows around this one and inside it, as shown
         self.wanted, colour = key_of(wanted), wanted.get("colour")
         self._make_widgets(colour if colour in COLOURS else "class")
@@ -118,7 +119,7 @@ class BoundaryPage:
         with pn.io.hold():
             if self.key is None and (self.wanted or self.watch.entries): self._turn_to(self.wanted or self.watch.entries[0].key)
             self._list()
-            self._show(self.watch.ask(self.key, self.colour.value))
+            self._show(self.watch.ask(self.key, [self.colour.value]))
             self._tell()
 
     def _root(self): return self.watch.trail(self.key)[0] if self.key else None
@@ -225,7 +226,7 @@ class BoundaryPage:
     def _tell(self):
         "What is wrong, and what is under way."
         told, job = [self.wrong] if self.wrong else [], self.workers.map
-        problem = self.moment and self.watch.ask(self.key, self.colour.value)
+        problem = self.moment and self.watch.ask(self.key, [self.colour.value])
         if problem and problem.problem: told.append(f"{self.key} cannot be read just now: {problem.problem}. This page tries again by itself.")
         if job and job.state == "failed" and self.key in (job.key, *self.watch.trail(job.key)): told.append(f"{job.key} could not be computed: {job.said}")
         told += [f"Left out: {problem}." for problem in self.watch.problems]
@@ -338,7 +339,7 @@ def headline(moment):
     "The numbers on top, as HTML."
     facts, size = moment.manifest, moment.dataset.label.size
     running, audit = moment.status == "running", facts.get("audit") or {}
-    cards = [card("status", {"running": "computing"}.get(moment.status, moment.status), kind=html.escape(moment.status)),
+    cards = [card("status", {"running": "computing"}.get(moment.status, moment.status), kind=moment.status),
              card("pixels", f"{moment.dataset.sizes['x']:,} × {moment.dataset.sizes['y']:,}", facts.get("facts", {}).get("dtype", "").removeprefix("torch.")),
              card("computed", f"{moment.computed:,}", f"of about {moment.expected:,} needed" if running else f"{moment.computed / size:.0%}; the rest is filled in" if facts["finished"] and moment.computed < size else f"{moment.computed / size:.0%}")]
     if running: cards += [card("pixels per second", plain(moment.rate, 3) if moment.rate else "–"), card("time left", duration(moment.left) if moment.left is not None else "–", "about")]

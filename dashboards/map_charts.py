@@ -5,10 +5,10 @@ import numpy as np
 from bokeh.models import Legend
 from bokeh.plotting import figure
 
-from run_charts import finite
-from run_tail import thin
 from sdalab.boundary.landscape import LABELS
 from sdalab.boundary.view import COLOURS, INK, TONES, inks, plain, told
+from sdalab.views.curves import finite
+from sdalab.views.following import thin
 
 SHADES = {"learned": (TONES * 3 // 8, 1), "stuck": (TONES // 2 + 1,) * 2, "diverged": (TONES, TONES * 5 // 8 + 1)}  # first and last place of a class in the inks
 MEANING = {"learned": "quick to slow", "diverged": "early to late"}

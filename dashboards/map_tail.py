@@ -10,11 +10,11 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from run_tail import Watch
 from sdalab.boundary.landscape import Axis
 from sdalab.boundary.store import ARRAYS, Grid, blank, open_map, read_manifest, status
-from sdalab.boundary.view import COLOURS, levels
+from sdalab.boundary.view import levels
 from sdalab.checked import BadInput
+from sdalab.views.following import Watch
 
 BROKEN = ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError  # what a half-written or vanished store raises
 MEMORY = 20.0  # seconds over which the rate is taken
@@ -56,7 +56,7 @@ class MapTail:
     "Reads the tiles of one map that are new."
     def __init__(self, folder, key):
         self.folder, self.key = Path(folder), key
-        self.now, self.colours = None, {"class"}
+        self.now, self.wanted = None, {"class"}  # the last moment; colours that viewers asked for
         self._restart()
 
     def _restart(self):
@@ -81,7 +81,7 @@ class MapTail:
         self._seen, self._finished = tiles, manifest["finished"]
         before = self.now if self.now and not changed and self.now.dataset is not None else None
         dataset = before.dataset if before else self._frame.assign({name: (("y", "x"), values) for name, values in self._arrays.items()})
-        painted = {colour: before.painted[colour] if before and colour in before.painted else levels(dataset, colour) for colour in self.colours}
+        painted = {colour: before.painted[colour] if before and colour in before.painted else levels(dataset, colour) for colour in self.wanted}
         computed = int((self._arrays["source"] > 0).sum())
         return MapMoment(self.key, dataset, manifest, state, computed, max(computed, manifest.get("expected", self._arrays["label"].size)), self._rate(computed), painted)
 
@@ -152,23 +152,28 @@ def lies_in(inner, outer):
 
 class MapWatch(Watch):
     "Follows the maps of one folder for all viewers."
-    def ask(self, key=None, colour="class"):
-        "Says that a viewer looks at a map, and by which colour: its last moment, or None while it is first read."
-        tail = self._tails.get(key)
-        if tail and colour in COLOURS and colour not in tail.colours:
-            tail.colours = tail.colours | {colour}
-            self._wake.set()
-        return super().ask(key)
-
     def entry(self, key):
         "The map of that name. Only maps that were found in the folder have one."
         for entry in self.entries:
             if entry.key == key: return entry
         raise BadInput(f"map = {key!r}: there is no such map in {self.root}")
 
-    def _find(self): return find_maps(self.root, self._known)
+    def turn(self):
+        "One round: list the maps now and then, look at those that are asked for, forget the others."
+        now = time.monotonic()
+        if now - self._last_asked < self.PATIENCE and (now - self._last_list > self.LIST_EVERY or self._unknown()):
+            self.entries, self.problems = find_maps(self.root, self._known)
+            self._last_list, self.listed = now, True
+        for key, asked in list(self._asked.items()):
+            if now - asked > self.PATIENCE: self._forget(key)
+            else: self._look(key)
 
-    def _follow(self, entry): return MapTail(entry.folder, entry.key)
+    def _look(self, key):
+        if key not in self._tails:
+            found = [entry for entry in self.entries if entry.key == key]
+            if not found: return
+            self._tails[key] = MapTail(found[0].folder, key)
+        self._tails[key].look()
 
     def trail(self, key):
         "A map and those that it is a window of, the widest first."

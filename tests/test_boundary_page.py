@@ -1,6 +1,8 @@
 "The page of maps in a real browser; maps, windows, pixels and runs are computed by processes beside it."
 import json
 import shutil
+import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,7 +20,7 @@ from sdalab.journal.reader import Run
 sys.path[:0] = [str(Path(__file__).parents[1] / "dashboards"), str(Path(__file__).parent)]
 from map_tail import MapTail, MapWatch, find_maps  # noqa: E402
 from map_work import Job, Workers  # noqa: E402
-from pages import MARKUP, brightness, card, press, shows, until, wait_until  # noqa: E402
+from test_live import MARKUP, ROOT, brightness, browser, card, press, processes, profile, shows, until, wait_until  # noqa: E402, F401
 
 BUSY = 180.0  # seconds for what starts a process or two, on a machine that has other work
 SMALL = ["landscape.train.model={depth: 1, width: 16, inner_width: 16, hidden_width: 16}", "landscape.train.steps=12", "landscape.train.rows=1",
@@ -43,7 +45,21 @@ def runs(tmp_path_factory): return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture(scope="module")
-def address(serve, maps, runs): return serve(maps, runs, page="boundary")
+def serve(processes, tmp_path_factory):
+    "Serves the page for its two folders, as its documentation says, and returns its address."
+    def start(*folders, host="127.0.0.1"):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        log = tmp_path_factory.mktemp("serve") / "log"
+        processes("-m", "panel", "serve", "dashboards/boundary.py", "--address", host, "--port", port, "--args", *folders, stderr=log.open("w"))
+        wait_until(lambda: "app running" in log.read_text(), "the server", BUSY)
+        return f"http://{'localhost' if host == '0.0.0.0' else host}:{port}/boundary"
+    return start
+
+
+@pytest.fixture(scope="module")
+def address(serve, maps, runs): return serve(maps, runs)
 
 
 @pytest.fixture(autouse=True)
@@ -207,7 +223,7 @@ def test_dark_mode_and_a_phone(address, maps, browser):
 
 def test_where_others_can_reach_the_page_it_only_shows(serve, maps, runs, browser):
     if not (maps / "toy").exists(): make_map(maps)
-    browser.goto(serve(maps, runs, page="boundary", address="0.0.0.0") + "?map=toy")
+    browser.goto(serve(maps, runs, host="0.0.0.0") + "?map=toy")
     shows(browser, "status", "finished")
     assert "--address 127.0.0.1" in browser.get_by_role("alert").first.inner_text()
     before = sorted(path.name for path in maps.iterdir())
@@ -232,13 +248,18 @@ def test_a_tail_reads_only_what_the_manifest_counts(tmp_path):
     tail.look()
     assert tail.now.dataset is before.dataset and tail.now.painted["class"] is before.painted["class"]  # nothing new: nothing is done
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    tail.colours |= {"torkamandi"}
+    tail.wanted |= {"torkamandi"}
     tail.look()
     assert all(np.array_equal(tail.now.dataset[name], whole[name], equal_nan=True) for name in whole.data_vars) and tail.now.computed == int((whole.source > 0).sum())
     assert np.array_equal(tail.now.painted["torkamandi"], levels(whole, "torkamandi")) and (before.dataset.label.values >= 0).sum() == known.sum()
     shutil.rmtree(folder)
     tail.look()
     assert "manifest.json" in tail.now.problem and tail.now.dataset is not None
+
+
+def test_the_page_loads_no_engine():
+    code = "import sys; sys.path.insert(0, 'dashboards'); import boundary; print([name for name in sys.modules if name.startswith('sdalab.training.') and name.split('.')[-1] in ('engine', 'stacked', 'module', 'train')])"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
 def test_windows_are_found_by_name_and_place(tmp_path):

@@ -2,7 +2,10 @@
 import io
 import json
 import re
+import signal
+import socket
 import sqlite3
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,11 +17,38 @@ from PIL import Image, ImageColor
 from sdalab.journal.reader import Run
 from sdalab.journal.schema import create_tables
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "dashboards"), str(Path(__file__).parent)]
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "dashboards"), str(ROOT / "tests")]
 from run_senses import HUES, WORDS, SenseFeed, merged  # noqa: E402
 from run_tail import LIVE, Tail, debiased, find_runs, lane_labels, short_number, thin  # noqa: E402
-from pages import MARKUP, PATIENCE, POLLING, ROOT, brightness, card, press, shows, until, wait_until  # noqa: E402
 from synthetic_run import ALARM, REGIMES, SHOCK, WARM_UP, index_of, planted  # noqa: E402
+
+POLLING = 150  # ms; looking at every frame would keep the page from its work
+PATIENCE = 30.0  # seconds for what takes a second on an idle machine
+MARKUP = "<img src=x onerror=document.title='taken'>&amp;"
+
+
+def wait_until(true, what, seconds=PATIENCE):
+    "Waits for a condition outside the browser."
+    end = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        time.sleep(0.05)
+    return found
+
+
+@pytest.fixture(scope="module")
+def processes():
+    "Starts processes, and ends those that still run."
+    started = []
+
+    def start(*command, **options):
+        started.append(subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, **options))
+        return started[-1]
+    yield start
+    for process in started:
+        if process.poll() is None: process.send_signal(signal.SIGTERM)
+    for process in started: process.wait(20)
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +63,20 @@ def train(processes):
 
 
 @pytest.fixture(scope="module")
+def serve(processes, tmp_path_factory):
+    "Serves the page for a folder of runs, as its documentation says, and returns its address."
+    def start(folder, address="127.0.0.1"):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        log = tmp_path_factory.mktemp("serve") / "log"
+        processes("-m", "panel", "serve", "dashboards/live.py", "--address", address, "--port", port, "--args", folder, stderr=log.open("w"))
+        wait_until(lambda: "app running" in log.read_text(), "the server", 60)
+        return f"http://localhost:{port}/live" if address == "0.0.0.0" else f"http://127.0.0.1:{port}/live"
+    return start
+
+
+@pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
@@ -43,12 +87,55 @@ def address(serve, runs):
     return serve(runs)
 
 
+@pytest.fixture(scope="module")
+def profile(chromium):
+    "One browser profile for this file: the page's scripts are fetched and compiled once."
+    context = chromium.new_context(viewport={"width": 1280, "height": 800})
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def browser(profile):
+    "A page that lists in `troubles` every error and every request that leaves this machine."
+    page = profile.new_page()
+    page.troubles, page.frames_seen = [], []
+    page.on("pageerror", lambda error: page.troubles.append(str(error)))
+    page.on("console", lambda message: page.troubles.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda request: None if re.match(r"(https?://(127\.0\.0\.1|localhost)[:/]|data:|blob:)", request.url)
+            else page.troubles.append(request.url))
+    page.on("websocket", lambda ws: ws.on("framereceived", lambda frame: page.frames_seen.append(frame)))
+    page.set_default_timeout(PATIENCE * 1000)
+    yield page
+    page.close()
+    assert page.troubles == []
+
+
+def card(page, what):
+    "The text of a headline number."
+    return page.locator(f".card:has(.what:text-is('{what}'))")
+
+
+def shows(page, what, pattern):
+    "Waits until a headline number matches."
+    page.wait_for_function("""([what, pattern]) => {
+        const all = (root) => [...root.querySelectorAll('*')].flatMap((e) => [e, ...(e.shadowRoot ? all(e.shadowRoot) : [])])
+        const found = all(document).find((e) => e.classList?.contains('card') && e.querySelector('.what')?.textContent === what)
+        return found && new RegExp(pattern).test(found.textContent.slice(what.length))
+    }""", arg=[what, pattern], polling=POLLING)
+
+
 def points(page, column="loss"):
     "How many points the browser holds of each lane, and the last step."
     return page.evaluate("""(column) => {
         const sources = [...Bokeh.documents[0]._all_models.values()].filter((m) => m.type === 'ColumnDataSource' && m.data[column] && m.data.smooth)
         return sources.map((s) => [s.data.step.length, s.data.step[s.data.step.length - 1]])
     }""", column)
+
+
+def until(page, condition, argument=None):
+    "Waits in the browser for a condition on `models`, all of Bokeh's."
+    page.wait_for_function(f"(argument) => {{ const models = [...Bokeh.documents[0]._all_models.values()]; return {condition} }}", arg=argument, polling=POLLING)
 
 
 def sources(page, *columns):
@@ -81,6 +168,9 @@ def nearest_regime(colour):
     "Number of the regime whose colour on white, at any opacity, is nearest."
     inks = [np.array(ImageColor.getrgb(hue)) for hue in HUES]
     return int(np.argmin([min(np.abs(255 + a * (ink - 255) - colour).sum() for a in np.linspace(0.4, 1, 61)) for ink in inks]))
+
+
+def press(page, name): page.get_by_role("button", name=name, exact=True).click()
 
 
 def test_empty_then_a_run_appears(address, runs, browser, train):
@@ -281,6 +371,11 @@ def test_dark_mode_reaches_the_charts_and_a_phone_shows_them(address, browser):
     assert len(boxes) == 4 and all(box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["width"] > 300 for box in boxes)
 
 
+def brightness(colour):
+    "0 to 255; 128 for an element that was just replaced."
+    return np.mean([float(part) for part in re.findall(r"[\d.]+", colour)[:3]] or [128])
+
+
 def test_names_are_text_and_unknown_runs_are_named(address, runs, browser, train):
     train(runs / MARKUP, steps=60, rate=500, lanes=2)[0].wait(PATIENCE)
     browser.goto(f"{address}?run=..%2Fruns0%2F%3Cimg%20src%3Dx%20onerror%3Ddocument.title%3D%27gone%27%3E")
@@ -307,7 +402,7 @@ def test_a_journal_that_disappears_and_comes_back(address, runs, browser, train)
 
 def test_buttons_need_a_password_where_others_can_reach_the_page(serve, runs, browser, train):
     run = train(runs / "exposed", rate=20, steps=100_000)[1]
-    browser.goto(serve(runs, address="0.0.0.0") + "?run=exposed")
+    browser.goto(serve(runs, "0.0.0.0") + "?run=exposed")
     shows(browser, "status", "running")
     assert "--address 127.0.0.1" in browser.get_by_role("alert").first.inner_text()
     assert all(browser.get_by_role("button", name=name, exact=True).is_disabled() for name in ("Pause", "Resume", "Stop"))
