@@ -168,7 +168,7 @@ def show_candidates(run: Run, record: dict, node: int | None = None):
     title = f"{run.name}: futures tried at step {record['step']}, from step {record['root']['step']}; differences to staying after so many steps and gains at a common rate, in nats per token"
     out.print(table(candidates(record), title))
     if record['verdict'] != 'accepted': return out.print('none beats staying beyond its error: leave the run as it is', markup=False, highlight=False)
-    typed = ','.join(f'{key}={value}' for key, value in record['decision'].items())
+    typed = ','.join(f'{key}={value}' for key, value in Decision(**record['decision']).compose(Decision(pass_over=record['pass_over'])).changes().items())
     if record['asked']: out.print(f"to go on: sdalab branch {run.name} --at {record['root']['step']} --set {typed}{'' if node is None else f' --node {node}'}", markup=False, highlight=False, soft_wrap=True)
     else: out.print(f"the run goes on from step {record['root']['step']} under {changes(record['decision'])}, in fork {record['collapse']}", markup=False, highlight=False, soft_wrap=True)
 
