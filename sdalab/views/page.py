@@ -21,6 +21,7 @@ import panel_material_ui as pmui
 import param
 from panel.io.callbacks import PeriodicCallback
 from .asking import EXPOSED, Asking, check_note
+from .branches import TreeView
 from .curves import LANES, TALL
 from .following import LIVE, UNREADABLE, Watch
 from .now import STYLE, RunView
@@ -80,7 +81,7 @@ class LivePage(param.Parameterized):
 @patch
 def _make_widgets(self: LivePage):
     self.choice = pmui.Select(label="Run", options=[], size="small", width=300, margin=(5, 10))
-    self.tabs = pmui.RadioButtonGroup.from_param(self.param["view"], options={name.capitalize(): name for name in VIEWS}, size="small", margin=(10, 8))
+    self.tabs = pmui.RadioButtonGroup.from_param(self.param["view"], options={name.capitalize(): name for name in VIEWS}, label="", size="small", margin=(10, 8))
     self.buttons = {kind: pmui.Button(label=kind.capitalize(), icon=icon, color=colour, variant="outlined", size="small", disabled=True, margin=(10, 4))
                     for kind, icon, colour in (("pause", "pause", "primary"), ("resume", "play_arrow", "primary"), ("stop", "stop", "error"), ("note", "edit_note", "primary"))}
     self.sure = pmui.Button(label="Stop the run", color="error", variant="contained", margin=10)
@@ -182,6 +183,7 @@ def _view(self: LivePage):
 @patch
 def _make_view(self: LivePage, name):
     if name == "now": return RunView(source=lambda names: self.watch.ask(self.key, names))
+    if name == "tree": return TreeView(source=lambda names: self.watch.ask(self.key), run_of=lambda: self.watch.run(self.key))
     raise KeyError(name)
 
 @patch

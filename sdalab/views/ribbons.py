@@ -272,9 +272,9 @@ def _make_index(self: SenseCharts):
         drawn.append(fig.add_glyph(feed.rows, Line(x="step", y="drawn", line_color=colour, line_dash=dash, line_width=1.2)))
         drawn.append(fig.add_glyph(feed.alarms, Scatter(x="step", y="drawn", marker="triangle", size=9, fill_color=colour, line_color=GREY)))
     fig.add_glyph(self.floor, Scatter(x="step", y="y", fill_alpha=0, line_alpha=0))
-    for value in THRESHOLDS:
+    for value, side in zip(THRESHOLDS, ("left", "right")):
         fig.add_layout(Span(location=value, dimension="width", line_color=GREY, line_dash="dashed", line_width=1.5))
-        fig.add_layout(Label(x=Node(target="frame", symbol="right", offset=-4), y=value, text=f"{value}", text_align="right",
+        fig.add_layout(Label(x=Node(target="frame", symbol=side, offset=4 if side == "left" else -4), y=value, text=f"{value}", text_align=side,
                              text_baseline="middle", text_font_size="10px", padding=2, **BADGE))
     self.charts.read_with(fig, [feed.rows for feed in self.feeds], "uncertainty_index", "Uncertainty index")
     return fig
