@@ -186,7 +186,7 @@ def widget_for(name, field):
     "A widget that offers what a field takes."
     kind, more = kind_of(field)
     common = dict(label=name.replace("_", " "), description=field.description, size="small", width=200, margin=(6, 8))
-    if kind == "choice": return pmui.Select(options={UNSET if value is None else str(value).replace("_", " ").lower(): value for value in more}, value=field.default, **common)
+    if kind == "choice": return pmui.Select(options={UNSET if value is None else str(value).replace("_", " ").lower(): UNSET if value is None else value for value in more}, value=UNSET if field.default is None else field.default, **common)
     (low, high), made = bounds_of(field), pmui.IntInput if kind == "integer" else pmui.FloatInput
     step = 1 if kind == "integer" else 0.1 if name.endswith("scale") else 0.01
     return made(value=field.default, step=step, **{key: value for key, value in (("start", low), ("end", high)) if value is not None and abs(value) < 2**53}, **common)
@@ -199,7 +199,7 @@ class DecisionForm(pn.viewable.Viewer):
         super().__init__(**params)
         self.widgets = {name: widget_for(name, field) for name, field in Decision.model_fields.items()}
         usual = ("learning_rate_scale", "weight_decay_scale", "clip", "momentum_reset")
-        rest = pmui.Accordion(("further fields", pn.FlexBox(*(self.widgets[name] for name in self.widgets if name not in usual))), margin=(4, 8), sizing_mode="stretch_width")
+        rest = pmui.Accordion(("further fields", pn.FlexBox(*(self.widgets[name] for name in self.widgets if name not in usual))), margin=(4, 8), sizing_mode="stretch_width", title_variant="subtitle2")
         self.view = pn.Column(pn.FlexBox(*(self.widgets[name] for name in usual)), rest, sizing_mode="stretch_width", margin=0)
 
     def __panel__(self): return self.view
@@ -207,9 +207,9 @@ class DecisionForm(pn.viewable.Viewer):
     @property
     def decision(self):
         "What the form says. Raises `BadInput` for what is not valid."
-        values = {name: widget.value for name, widget in self.widgets.items()}
+        values = {name: None if widget.value == UNSET else widget.value for name, widget in self.widgets.items()}
         return Decision(**{name: float(value) if type(value) is int and kind_of(Decision.model_fields[name])[0] == "number" else value for name, value in values.items() if value != Decision.model_fields[name].default})
 
     def clear(self):
         "The no-op again."
-        for name, widget in self.widgets.items(): widget.value = Decision.model_fields[name].default
+        for name, widget in self.widgets.items(): widget.value = UNSET if isinstance(widget, pmui.Select) and Decision.model_fields[name].default is None else Decision.model_fields[name].default

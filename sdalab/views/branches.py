@@ -6,9 +6,9 @@ Docs: https://sdalab.github.io/sdalab/views/branches.html.md"""
 
 # %% auto #0
 __all__ = ['OUTCOMES', 'GIVEN_UP', 'ROWS_SEEN', 'Piece', 'path_to', 'paths', 'outcome_of', 'chains', 'end_of', 'stretches_of',
-           'lay_out', 'row_at', 'decision_words', 'TreePicture', 'legend', 'Parted', 'parted', 'running_mean',
-           'comparison_figures', 'cells', 'heads', 'facts_table', 'node_page', 'about', 'plus', 'evidence',
-           'settings_diff', 'TreeView']
+           'lay_out', 'row_at', 'decision_words', 'TreePicture', 'legend', 'Parted', 'parted', 'same_batches',
+           'running_mean', 'comparison_figures', 'cells', 'heads', 'facts_table', 'node_page', 'about', 'plus',
+           'evidence', 'settings_diff', 'TreeView']
 
 # %% ../../nbs/views/86f_branches.ipynb #branches02
 import html
@@ -175,12 +175,10 @@ def _tapped(self: TreePicture, attr, old, new):
 @patch
 def feed(self: TreePicture, moment, chosen=(), pins=True):
     "Draws a moment, where it differs from the one that is drawn."
-    discarded = frozenset(mark.words for mark in moment.marks if mark.kind == "discard")
-    discarded = frozenset(facts["fork"] for facts in moment.nodes.values() if f"fork {facts['fork']} was discarded" in discarded)
     shape = {node: (facts["outcome"], facts["last_step"], facts["parent"], facts.get("reached", -1) // 5) for node, facts in moment.nodes.items()}
-    seen = shape, tuple(moment.ends.items()), discarded, len(moment.marks), [(f["path"], f["pinned"]) for f in moment.files], tuple(chosen), moment.live
+    seen = shape, tuple(moment.ends.items()), moment.discarded, len(moment.marks), [(f["path"], f["pinned"]) for f in moment.files], tuple(chosen), moment.live
     if seen == self.seen: return
-    self.seen, self.pieces = seen, lay_out(moment.nodes, moment.ends, discarded, moment.held)
+    self.seen, self.pieces = seen, lay_out(moment.nodes, moment.ends, moment.discarded, moment.held)
     self._fill_nodes(moment, chosen)
     self._fill_files(moment, pins)
     self._fill_marks(moment)
@@ -250,17 +248,23 @@ def parted(run, a, b):
     x, y = one.loss.values[i][since:], other.loss.values[j][since:]
     return Parted(int(both[since]), both[since:], x, y, *paired(x, y))
 
-# %% ../../nbs/views/86f_branches.ipynb #e1aebc7c
+# %% ../../nbs/views/86f_branches.ipynb #f5cb0c68
+def same_batches(a, b, nodes):
+    "Whether two nodes see the same batches: only then their differences are paired."
+    data = [Decision(**nodes[node]["decision"]).data if nodes[node]["decision"] else Decision().data for node in (a, b)]
+    return data[0] == data[1]
+
+# %% ../../nbs/views/86f_branches.ipynb #55aab6df
 def running_mean(parted, points=80):
     "How the mean paired difference and its error went, step by step since the fork: steps, means, errors."
     counts = np.unique(np.linspace(BLOCKS, len(parted.steps), points).astype(int)) if len(parted.steps) >= BLOCKS else np.empty(0, int)
     found = [paired(parted.a[:n], parted.b[:n]) for n in counts]
     return parted.steps[counts - 1] if len(counts) else np.empty(0), np.array([mean for mean, _ in found]), np.array([error for _, error in found])
 
-# %% ../../nbs/views/86f_branches.ipynb #8f25bab9
-def comparison_figures(run, parted, a, b, weight=0.9):
+# %% ../../nbs/views/86f_branches.ipynb #1dae6990
+def comparison_figures(parted, a, b, batches="the same batches", weight=0.9):
     "Both losses aligned at the fork, and their mean paired difference with its 95 % interval."
-    upper = figure(title=f"Loss of nodes {a} and {b} on the same batches, nats per token", height=230, sizing_mode="stretch_width", tools="xbox_zoom,xpan,xwheel_zoom,reset,save", min_border_left=56)
+    upper = figure(title=f"Loss of nodes {a} and {b} on {batches}, nats per token", height=230, sizing_mode="stretch_width", tools="xbox_zoom,xpan,xwheel_zoom,reset,save", min_border_left=56)
     for values, colour, name in ((parted.a, COLOURS[0], a), (parted.b, COLOURS[3], b)):
         smooth, keep = debiased(values, weight)[0], thin(values, values, 1000)
         upper.line(parted.steps[keep], values[keep], color=colour, alpha=0.25)
@@ -278,21 +282,21 @@ def comparison_figures(run, parted, a, b, weight=0.9):
     upper.legend.background_fill_alpha, upper.legend.location = 0.6, "top_right"
     return upper, lower
 
-# %% ../../nbs/views/86f_branches.ipynb #286a33c3
+# %% ../../nbs/views/86f_branches.ipynb #af30971c
 def cells(*values, kinds=()):
     "A row of a table; all of it is text."
     return "<tr>" + "".join(f'<td class="{kind}">{html.escape(str(value))}</td>' for value, kind in zip(values, [*kinds, *[""] * len(values)])) + "</tr>"
 
-# %% ../../nbs/views/86f_branches.ipynb #80a8cfd1
+# %% ../../nbs/views/86f_branches.ipynb #88b193ba
 def heads(*names, kinds=()):
     return "<thead><tr>" + "".join(f'<th scope="col" class="{kind}">{html.escape(name)}</th>' for name, kind in zip(names, [*kinds, *[""] * len(names)])) + "</tr></thead>"
 
-# %% ../../nbs/views/86f_branches.ipynb #87fb21c5
+# %% ../../nbs/views/86f_branches.ipynb #38c25baf
 def facts_table(pairs):
     "Name and value, line by line, as HTML."
     return f'<table><tbody>{"".join(cells(name, value, kinds=("", "wrap")) for name, value in pairs)}</tbody></table>'
 
-# %% ../../nbs/views/86f_branches.ipynb #07a1aba1
+# %% ../../nbs/views/86f_branches.ipynb #35b96eff
 def node_page(moment, node, found=()):
     "All that is known of a node, as HTML: decision, settings, metrics, files, and the evidence of the decision that made it."
     facts = moment.nodes[node]
@@ -306,18 +310,18 @@ def node_page(moment, node, found=()):
     told = f'<h4>Node {node}</h4>{facts_table(pairs)}' + (f'<h4>Files</h4><div class="scroll"><table>{heads("file", "kind", "size", "pinned by")}<tbody>{stored}</tbody></table></div>' if files else "")
     return told + "".join(evidence(record, node) for record in found)
 
-# %% ../../nbs/views/86f_branches.ipynb #35a70b8e
+# %% ../../nbs/views/86f_branches.ipynb #e7bcba9a
 def about(found, facts, node):
     "The records of decisions that concern a node: it was decided there, it was tried there, or it is what came of it."
     return [record for record in found if record.get("node") == node or any(one["node"] == node for one in record["tried"]) or (record.get("collapse") and record["collapse"] == facts["fork"])]
 
-# %% ../../nbs/views/86f_branches.ipynb #ded11913
+# %% ../../nbs/views/86f_branches.ipynb #4e8d2137
 def plus(value, error=None):
     "A difference with its sign and its error."
     if value is None: return "–"
     return f"{value:+.4f}" + ("" if error is None else f" \u00b1 {error:.4f}")
 
-# %% ../../nbs/views/86f_branches.ipynb #2d336ab3
+# %% ../../nbs/views/86f_branches.ipynb #c3191abe
 def evidence(record, node=None):
     "A `decision.json` in words and a table, as HTML."
     tried = "".join(cells(one["node"], one["kind"].replace("_", " "), ", ".join(short_setting(k, v) for k, v in one["decision"].items()) or "no change", plus(one.get("gain"), one.get("gain_error")), plus(one.get("calm"), one.get("calm_error")),
@@ -325,10 +329,10 @@ def evidence(record, node=None):
     names = heads("node", "what", "decision", "gain, nats", "calmer by, nats", "risk", "verdict", kinds=("n", "", "", "n", "n", "n", ""))
     words = f"Step {record['step']:,}: {record.get('trigger')}. Back to step {record['root']['step']:,}; {len(record['proposals'])} proposals, {len(record['tried'])} tried, {record['tokens']:,} tokens. Verdict: {record['verdict']}."
     features = facts_table([(name, "–" if value is None else f"{value:.4g}") for name, value in (record.get("features") or {}).items()])
-    return (f'<h4>Evidence: the decision of step {record["step"]:,}</h4><div>{html.escape(words)}</div><div class="scroll"><table>{names}<tbody>{tried}</tbody></table></div>'
+    return (f'<h4>Evidence: the decision of step {record["step"]:,}</h4><div class="words">{html.escape(words)}</div><div class="scroll"><table>{names}<tbody>{tried}</tbody></table></div>'
             f'<details><summary>What was known ({len(record.get("features") or {})} features)</summary>{features}</details>')
 
-# %% ../../nbs/views/86f_branches.ipynb #1b2af9cf
+# %% ../../nbs/views/86f_branches.ipynb #abb39904
 def settings_diff(a, b, nodes):
     "The decisions and settings of two nodes side by side, what differs marked, as HTML."
     every = [{**Decision(**nodes[node]["decision"]).model_dump(), **(nodes[node]["settings"] or {})} if nodes[node]["decision"] else {**Decision().model_dump(), **(nodes[node]["settings"] or {})} for node in (a, b)]
@@ -337,7 +341,7 @@ def settings_diff(a, b, nodes):
     if not rows: return '<div class="quiet">Their decisions and settings are the same.</div>'
     return f'<table class="diff">{heads("what differs", f"node {a}", f"node {b}")}<tbody>{rows}</tbody></table>'
 
-# %% ../../nbs/views/86f_branches.ipynb #757efedf
+# %% ../../nbs/views/86f_branches.ipynb #dccfb742
 class TreeView(pn.viewable.Viewer):
     "A run as a tree: tap a node to see why it is there and what became of it, and choose another to compare it with. In a notebook, `TreeView(run)`."
     node = param.Integer(None, allow_None=True, doc="the node that is looked at")
@@ -354,7 +358,7 @@ class TreeView(pn.viewable.Viewer):
         self._make_layout()
         self.param.watch(lambda event: self.moment and self.show(self.moment), ["node", "other"])
 
-# %% ../../nbs/views/86f_branches.ipynb #1da27629
+# %% ../../nbs/views/86f_branches.ipynb #c84b32ad
 @patch
 def _make_layout(self: TreeView):
     text, column = dict(stylesheets=[STYLE], sizing_mode="stretch_width", margin=(4, 12)), dict(stylesheets=[TALL], sizing_mode="stretch_width")
@@ -397,7 +401,7 @@ def show(self: TreeView, moment):
     except UNREADABLE as problem: self.message.param.update(object=f'<div class="notice" role="alert">{html.escape(str(problem))}</div>', visible=True)
     if self.steering: self.steering.show(moment, self.node)
 
-# %% ../../nbs/views/86f_branches.ipynb #c84b32ad
+# %% ../../nbs/views/86f_branches.ipynb #da326d44
 @patch
 def _offer(self: TreeView, moment):
     names = {f"{node}: {decision_words(facts)}"[:70]: node for node, facts in moment.nodes.items()}
@@ -410,7 +414,9 @@ def _offer(self: TreeView, moment):
 def _explain(self: TreeView, moment):
     count = sum(mark.kind == "decision" for mark in moment.marks)
     if self._records[0] != (moment.key, count): self._records = (moment.key, count), records(self.run_of().run_dir)
-    page = node_page(moment, self.node, about(self._records[1], moment.nodes[self.node], self.node))
+    decided = {mark.step for mark in moment.marks if mark.kind == "decision"}
+    found = [record for record in self._records[1] if record["step"] in decided]
+    page = node_page(moment, self.node, about(found, moment.nodes[self.node], self.node))
     if page != self.about.object: self.about.object = page
     compared = (self.node, self.other, *(moment.nodes[node].get("reached", 0) // 20 for node in (self.node, self.other) if node in moment.nodes), moment.generation)
     if compared == self._compared: return
@@ -425,8 +431,8 @@ def _compare(self: TreeView, moment):
     self.diff.object = settings_diff(self.node, self.other, moment.nodes)
     try: found = parted(self.run_of(), self.node, self.other)
     except BadInput as problem: self.diff.object += f'<div class="notice info">{html.escape(str(problem))}</div>'; return
-    half = quantile(0.975) * found.error
-    words = f"Since step {found.at:,}: node {self.node} less node {self.other} is {found.mean:+.4f} nats per token, 95 % interval {found.mean - half:+.4f} to {found.mean + half:+.4f}, over {len(found.steps):,} steps on the same batches."
+    half, batches = quantile(0.975) * found.error, "the same batches" if same_batches(self.node, self.other, moment.nodes) else "different batches"
+    words = f"Since step {found.at:,}: node {self.node} less node {self.other} is {found.mean:+.4f} nats per token, 95 % interval {found.mean - half:+.4f} to {found.mean + half:+.4f}, over {len(found.steps):,} steps on {batches}."
     if len(found.steps) < BLOCKS or not math.isfinite(found.mean): words = f"Since step {found.at:,} they share {len(found.steps)} steps: too few, or not finite, for an interval."
-    self.diff.object = f'<div>{html.escape(words)}</div>' + self.diff.object
-    self.curves[:] = [pn.pane.Bokeh(fig, sizing_mode="stretch_width") for fig in comparison_figures(self.run_of(), found, self.node, self.other)]
+    self.diff.object = f'<div class="words">{html.escape(words)}</div>' + self.diff.object
+    self.curves[:] = [pn.pane.Bokeh(fig, sizing_mode="stretch_width") for fig in comparison_figures(found, self.node, self.other, batches)]

@@ -380,8 +380,8 @@ def _fit(self: Charts, shown, values):
 @patch
 def _feed_events(self: Charts, moment, place):
     "One mark for all lanes that one event hits at once."
-    if moment.marks is self._told: return
-    self._told, hit, at = moment.marks, {}, {key: i for i, key in enumerate(self.keys)}
+    if (moment.generation, len(moment.marks)) == self._told: return  # marks only grow, but for a rewind
+    self._told, hit, at = (moment.generation, len(moment.marks)), {}, {key: i for i, key in enumerate(self.keys)}
     for mark in moment.marks:
         if mark.kind in MARKS and (mark.key is None or mark.key in at): hit.setdefault((mark.kind, mark.step, mark.words), (mark.time, set()))[1].update(at.values() if mark.key is None else [at[mark.key]])
     by_kind = {}

@@ -113,6 +113,7 @@ class Moment:
     nodes: dict = field(default_factory=dict)  # number -> its row, with `reached`, `loss` and `began`; a new dict where anything changed
     files: tuple = ()  # checkpoints, plain dicts
     ends: dict = field(default_factory=dict)  # lane -> the node its main line ends in
+    discarded: frozenset = frozenset()  # forks that a person gave up
     held: bool = False  # whether a process writes to the run now
 
     @property
@@ -177,7 +178,7 @@ def _restart(self: Tail, collapses=(), more=frozenset()):
     self._rowid, self._event, self._updated, self._read_more = 0, 0, None, more
     self._nodes, self._columns, self._frozen, self._owner = {}, {}, {}, {}
     self._reached, self._collapses, self._ends, self._stale = {}, collapses, {}, False
-    self._sensed, self._alarms, self._marks, self._failed = frozenset(), {}, (), {}
+    self._sensed, self._alarms, self._marks, self._failed, self._discarded = frozenset(), {}, (), {}, frozenset()
 
 @patch
 def look(self: Tail):
@@ -209,7 +210,7 @@ def _read(self: Tail):
     status = "killed" if facts["status"] in LIVE and not alive else facts["status"]
     series = tuple(self._series(key) for key in sorted(self._columns, key=lambda key: (not self._is_main(key), key)))
     return Moment(self.key, facts["config"], status, facts["progress"], series, tuple(commands), self._updated, facts["created"], self.generation,
-                  sensed=self._sensed, marks=self._marks, failed=dict(self._failed), nodes=self._told_nodes(), files=tuple(files), ends=self._ends, held=alive)
+                  sensed=self._sensed, marks=self._marks, failed=dict(self._failed), nodes=self._told_nodes(), files=tuple(files), ends=self._ends, discarded=self._discarded, held=alive)
 
 @patch
 def _again(self: Tail, db):
@@ -309,6 +310,7 @@ def _take_events(self: Tail, db):
         self._event, detail = event["id"], json.loads(event["detail"])
         key = self._owner.get(event["node"], (None,))[0]
         marks.append(Mark(event["step"], event["kind"], explain(event["kind"], detail), key, event["wall_time"]))
+        if event["kind"] == "discard": self._discarded |= {detail.get("fork")}
         if event["kind"] == "sense_failed": self._failed[str(detail.get("sense"))] = str(detail.get("reason", ""))
         elif key is not None and event["kind"] == "frozen": self._frozen[key] = event["step"]
         elif key is not None and event["kind"] == "alarm": self._alarms.setdefault(key, Column()).extend([event["step"], detail.get("index", math.nan)])
@@ -381,8 +383,8 @@ class Watch:
     LIST_EVERY = 2.0  # seconds between looks for new runs
     PATIENCE = 10.0  # seconds after which a run that nobody asks for is forgotten
 
-    def __init__(self, root, each=None):  # each: called with every new moment, such as `Alerts.check`
-        self.root, self.entries, self.problems, self.listed, self.each = Path(root).absolute(), [], [], False, each
+    def __init__(self, root, alerts=None):  # alerts: with `names` of columns and a `check` of every new moment
+        self.root, self.entries, self.problems, self.listed, self.alerts = Path(root).absolute(), [], [], False, alerts
         self._known, self._tails, self._asked, self._last_asked, self._last_list = {}, {}, {}, 0.0, -math.inf
         self._wake = threading.Event()
         threading.Thread(target=self._work, name="watch", daemon=True).start()
@@ -422,10 +424,11 @@ def _work(self: Watch):
 def turn(self: Watch):
     "One round: list the runs now and then, look at those that are asked for, forget the others."
     now = time.monotonic()
-    if (self.each or now - self._last_asked < self.PATIENCE) and (now - self._last_list > self.LIST_EVERY or self._unknown()):
+    armed = self.alerts is not None and bool(self.alerts.rules)
+    if (armed or now - self._last_asked < self.PATIENCE) and (now - self._last_list > self.LIST_EVERY or self._unknown()):
         self.entries, self.problems = find_runs(self.root, self._known)
         self._last_list, self.listed = now, True
-        if self.each: self._asked.update({entry.key: now for entry in self.entries if entry.live})
+        if armed: self._asked.update({entry.key: now for entry in self.entries if entry.live})
     for key, asked in list(self._asked.items()):
         if now - asked > self.PATIENCE: self._forget(key)
         else: self._look(key)
@@ -441,8 +444,10 @@ def _look(self: Watch, key):
         found = [entry for entry in self.entries if entry.key == key]
         if not found: return
         self._tails[key] = Tail(found[0].run_dir, key)
-    moment = self._tails[key].look()
-    if self.each: self.each(moment)
+    tail = self._tails[key]
+    if self.alerts is not None: tail.wanted |= self.alerts.names
+    moment = tail.look()
+    if self.alerts is not None: self.alerts.check(moment)
 
 @patch
 def _forget(self: Watch, key):

@@ -58,7 +58,7 @@ def _make_layout(self: Steering):
     b = self.buttons
     self.inner = pn.Column(self.about, pn.FlexBox(self.at, self.steps, b["pin"], self.pin_words, b["unpin"], align_items="center"), self.form.view, pn.FlexBox(b["add"], b["forget"], b["predict"], b["go"], b["cancel"], align_items="center"),
                            self.listed, pn.FlexBox(b["accept"], b["aside"], b["discard"], b["verify"], align_items="center"), margin=0, **column)
-    self.card = pmui.Accordion(("Branch by hand", self.inner), margin=(6, 12), sizing_mode="stretch_width", active=[])
+    self.card = pmui.Accordion(("Branch by hand", self.inner), margin=(6, 12), sizing_mode="stretch_width", active=[], title_variant="subtitle1")
     self.view = pn.Column(self.card, self.said, margin=0, **column)
 
 @patch
