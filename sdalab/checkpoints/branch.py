@@ -12,7 +12,7 @@ __all__ = ['COMPARED', 'ABBREVIATIONS', 'sources', 'load_lane', 'stand_at', 'Dif
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
+from typing import Callable, get_args
 import numpy as np, pandas as pd, torch, xarray as xr
 from ..checked import BadInput
 from .codec import BadCheckpoint, Checkpoint, raw_bytes
@@ -166,8 +166,9 @@ def parse_decision(text: str, # 'noop', or 'key=value' with commas between sever
     for part in text.split(','):
         key, equals, value = part.partition('=')
         if not equals: raise BadInput(f"--set {text}: {part!r} should be key=value, such as lr_scale=0.8; or the whole be noop")
-        value = parse_value(value)
-        fields[ABBREVIATIONS.get(key.strip(), key.strip())] = float(value) if type(value) is int else value
+        name, value = ABBREVIATIONS.get(key.strip(), key.strip()), parse_value(value)
+        whole = name in Decision.model_fields and int in (Decision.model_fields[name].annotation, *get_args(Decision.model_fields[name].annotation))
+        fields[name] = float(value) if type(value) is int and not whole else value
     return Decision(**fields)
 
 def parent_at(run: Run, at: int, # steps taken before the fork

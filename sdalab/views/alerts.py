@@ -28,13 +28,13 @@ from .following import LIVE, REGIMES, SIGNALS
 from .signals import column_of
 from fastcore.basics import patch
 
-# %% ../../nbs/views/86k_alerts.ipynb #a0516b76
+# %% ../../nbs/views/86k_alerts.ipynb #ad69df98
 log = logging.getLogger(__name__)
 KEPT = 200  # alerts that a page can still show
 COMMAND_SECONDS = 60  # that a user's command may take
 LOOK_BACK = 4096  # rows that a first look goes back
 
-# %% ../../nbs/views/86k_alerts.ipynb #f1fd85ef
+# %% ../../nbs/views/86k_alerts.ipynb #8404580c
 class Rule(Checked):
     "When to speak up about a run."
     name: str = Field(min_length=1, max_length=80, description="shown as the alert's title")
@@ -57,7 +57,7 @@ class Rule(Checked):
     @property
     def column(self): "Of the journal."; return self.signal or f"regime_{self.regime}"
 
-# %% ../../nbs/views/86k_alerts.ipynb #486f798e
+# %% ../../nbs/views/86k_alerts.ipynb #c68d1e9a
 def load_rules(path):
     "The rules of a file: a YAML list of them. Raises `BadInput` with what is wrong; a file that is not there holds none."
     path = Path(path)
@@ -67,7 +67,7 @@ def load_rules(path):
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries): raise BadInput(f"{path}: should be a list of rules, each with a name, a signal and a bound")
     return [Rule(**{name: float(value) if name in ("above", "below") and type(value) is int else value for name, value in entry.items()}) for entry in entries]
 
-# %% ../../nbs/views/86k_alerts.ipynb #f9ed4165
+# %% ../../nbs/views/86k_alerts.ipynb #03a5452b
 def firings(rule, values):
     "Positions at which a rule begins to hold: the bound was passed for `steps` values in a row, which it was not before."
     hit = np.nan_to_num(np.asarray(values, dtype=float), nan=math.nan)
@@ -76,7 +76,7 @@ def firings(rule, values):
     run = ends - np.maximum.accumulate(np.where(hit, 0, ends))
     return np.flatnonzero(run == rule.steps)
 
-# %% ../../nbs/views/86k_alerts.ipynb #70aaa9b9
+# %% ../../nbs/views/86k_alerts.ipynb #1f92f6af
 class Alerts:
     "Watches runs by the rules of `alerts.yaml` in the folder of all runs, and keeps what fired in `alerts.jsonl` beside it."
 
@@ -87,7 +87,7 @@ class Alerts:
         if self.file.is_file(): self._remember()
         self.reload()
 
-# %% ../../nbs/views/86k_alerts.ipynb #adfc5473
+# %% ../../nbs/views/86k_alerts.ipynb #3fdcd680
 @patch
 def _remember(self: Alerts):
     for line in self.file.read_text(encoding="utf-8").splitlines()[-KEPT:]:
@@ -129,7 +129,7 @@ def _look(self: Alerts, rule, moment, series):
     for at in firings(rule, values[since:]) + since:
         if steps[at] > last: self._fire(rule, moment, series, int(steps[at]), float(values[at]), key)
 
-# %% ../../nbs/views/86k_alerts.ipynb #b9543062
+# %% ../../nbs/views/86k_alerts.ipynb #a502221c
 @patch
 def _fire(self: Alerts, rule, moment, series, step, value, key):
     self._seen[key] = step

@@ -27,36 +27,36 @@ from ..journal.reader import COMMANDS
 from ..journal.schema import is_held
 from fastcore.basics import patch
 
-# %% ../../nbs/views/86g_asking.ipynb #725f7626
+# %% ../../nbs/views/86g_asking.ipynb #5a461fe7
 EXPOSED = ("This page can be reached from other machines and asks for no password, so it only shows: serve it with "
            "--address 127.0.0.1, or with --basic-auth and --cookie-secret, to use the buttons.")
 MOST_WORKERS = 2  # processes that pages have started and that still run
 LONGEST_NOTE = 500  # characters
 
-# %% ../../nbs/views/86g_asking.ipynb #cd25c3a8
+# %% ../../nbs/views/86g_asking.ipynb #b5974644
 def exposed():
     "Whether other machines can reach this server, as far as its own sockets tell."
     sockets = psutil.Process().net_connections("tcp")
     listening = {s.laddr.ip for s in sockets if s.status == psutil.CONN_LISTEN}
     return not all(ipaddress.ip_address(ip).is_loopback for ip in listening)
 
-# %% ../../nbs/views/86g_asking.ipynb #b9f1ce5c
+# %% ../../nbs/views/86g_asking.ipynb #e972307c
 def logged_in():
     "Whether this viewer gave a password or came through a login provider."
     return bool(pn.config.oauth_provider or pn.config.basic_auth) and pn.state.user not in (None, "guest")
 
-# %% ../../nbs/views/86g_asking.ipynb #a4a52dc9
+# %% ../../nbs/views/86g_asking.ipynb #29b4a496
 def may_command():
     "Whether this viewer's commands are taken: on this machine always, from others only after a login."
     return not exposed() or logged_in()
 
-# %% ../../nbs/views/86g_asking.ipynb #0dc53041
+# %% ../../nbs/views/86g_asking.ipynb #fb98e258
 def words_of(decision):
     "A decision as the command line takes it."
     spell = lambda value: str(value).lower() if isinstance(value, bool) else str(value)
     return ",".join(f"{name}={spell(value)}" for name, value in decision.changes().items()) or "noop"
 
-# %% ../../nbs/views/86g_asking.ipynb #e1a1b7dd
+# %% ../../nbs/views/86g_asking.ipynb #0ecb1d83
 def check_note(text):
     "A note that may be kept. Raises `BadInput` for one that is empty or too long."
     text = " ".join(str(text).split())
@@ -64,13 +64,13 @@ def check_note(text):
     if len(text) > LONGEST_NOTE: raise BadInput(f"note: has {len(text)} characters; {LONGEST_NOTE} are enough")
     return text
 
-# %% ../../nbs/views/86g_asking.ipynb #2216d0de
+# %% ../../nbs/views/86g_asking.ipynb #58c5cd05
 def whole(name, value, least=0):
     "A whole number from a page. Raises `BadInput` for anything else."
     if isinstance(value, bool) or not isinstance(value, int) or value < least: raise BadInput(f"{name} = {value!r}: should be a whole number from {least} on")
     return value
 
-# %% ../../nbs/views/86g_asking.ipynb #d68dcb46
+# %% ../../nbs/views/86g_asking.ipynb #d8d576b8
 class Worker:
     "A command of the lab in a process of its own, and what it said."
 
@@ -94,14 +94,14 @@ class Worker:
         "Asks it to end after the step under way."
         if self.running: self.process.terminate()
 
-# %% ../../nbs/views/86g_asking.ipynb #33a09227
+# %% ../../nbs/views/86g_asking.ipynb #9ccc9e33
 class Asking:
     "What a page may ask of the runs of a folder."
 
     def __init__(self, watch, allowed=None):
         self.watch, self.allowed = watch, may_command() if allowed is None else allowed
 
-# %% ../../nbs/views/86g_asking.ipynb #98adff95
+# %% ../../nbs/views/86g_asking.ipynb #fccd4bb3
 @patch
 def check(self: Asking):
     "Raises `BadInput` where this viewer may only look."
@@ -145,7 +145,7 @@ def predict(self: Asking, key, at, decisions, node=None):
 @patch
 def replay(self: Asking, key, node): return self.work(key, "replay", [whole("node", node, 1)])
 
-# %% ../../nbs/views/86g_asking.ipynb #3df7c0fc
+# %% ../../nbs/views/86g_asking.ipynb #c859c095
 @patch
 def change(self: Asking, key, kind, node=None, step=None, text=None, fork=0):
     "`accept` or `discard` a future, `note` something, `pin` or `unpin` a state."
@@ -159,11 +159,11 @@ def change(self: Asking, key, kind, node=None, step=None, text=None, fork=0):
     if self.is_trained(key): return self.send(key, "pin" if kind == "unpin" else kind, payload)
     return self.work(key, f"checkpoints {kind}" if kind.endswith("pin") else kind, positional, options)
 
-# %% ../../nbs/views/86g_asking.ipynb #3666a2eb
+# %% ../../nbs/views/86g_asking.ipynb #b934d053
 WORKERS = []
 UNSET = "as it is"
 
-# %% ../../nbs/views/86g_asking.ipynb #0de1c32d
+# %% ../../nbs/views/86g_asking.ipynb #96d7e998
 def kind_of(field):
     "How a field of a decision is filled in: its choices, or its number type with bounds."
     parts = [part for part in (get_args(field.annotation) if get_origin(field.annotation) is not Literal else (field.annotation,)) or (field.annotation,)]
@@ -174,14 +174,14 @@ def kind_of(field):
     if choices: return "choice", list(dict.fromkeys(([None] if type(None) in parts else []) + choices))
     return ("integer" if int in parts else "number"), type(None) in parts
 
-# %% ../../nbs/views/86g_asking.ipynb #8049f85b
+# %% ../../nbs/views/86g_asking.ipynb #0b30a235
 def bounds_of(field):
     "Least and largest value that a widget offers; what is open is left out by its next neighbour."
     low = next((limit.ge if isinstance(limit, Ge) else limit.gt + 1e-9 for limit in field.metadata if isinstance(limit, (Ge, Gt))), None)
     high = next((limit.lt - (1 if isinstance(limit.lt, int) and limit.lt > 1 else 1e-9) for limit in field.metadata if isinstance(limit, Lt)), None)
     return low, high
 
-# %% ../../nbs/views/86g_asking.ipynb #a4ad8939
+# %% ../../nbs/views/86g_asking.ipynb #a98c0ab1
 def widget_for(name, field):
     "A widget that offers what a field takes."
     kind, more = kind_of(field)
@@ -191,7 +191,7 @@ def widget_for(name, field):
     step = 1 if kind == "integer" else 0.1 if name.endswith("scale") else 0.01
     return made(value=field.default, step=step, **{key: value for key, value in (("start", low), ("end", high)) if value is not None and abs(value) < 2**53}, **common)
 
-# %% ../../nbs/views/86g_asking.ipynb #534f146d
+# %% ../../nbs/views/86g_asking.ipynb #143b942f
 class DecisionForm(pn.viewable.Viewer):
     "A form with one widget for each field of `Decision`; `decision` is what it says now, or raises `BadInput`."
 

@@ -33,14 +33,14 @@ from .following import UNREADABLE, Tail, debiased, short_setting, thin
 from .now import STYLE, number
 from fastcore.basics import patch
 
-# %% ../../nbs/views/86f_branches.ipynb #77d0d7f9
+# %% ../../nbs/views/86f_branches.ipynb #69fd714d
 OUTCOMES = {  # what became of a segment -> its colour and a sentence
     "surviving": ("#0072b2", "on the path that survived"), "training": ("#009e73", "being trained"), "aside": ("#56b4e9", "a future that was kept aside"), "accepted": ("#0072b2", "a future that was accepted"),
     "dropped": ("#b0b0b0", "beaten, or given up"), "left": ("#cc79a7", "the main line, until it was left"), "discarded": ("#dddddd", "discarded by hand"), "diverged": ("#d55e00", "not finite any more")}
 GIVEN_UP = {"dropped", "abandoned"}
 ROWS_SEEN = 30  # rows of the tree that a page shows at once without scrolling
 
-# %% ../../nbs/views/86f_branches.ipynb #1a9c1601
+# %% ../../nbs/views/86f_branches.ipynb #d79c017b
 class Piece(NamedTuple):
     "A stretch of a node in the picture; a node that the main line left has two."
     node: int
@@ -50,14 +50,14 @@ class Piece(NamedTuple):
     outcome: str  # of OUTCOMES
     main: bool
 
-# %% ../../nbs/views/86f_branches.ipynb #a86285e7
+# %% ../../nbs/views/86f_branches.ipynb #c17f942e
 def path_to(nodes, node):
     "The nodes that lead to a node."
     path = [node]
     while nodes[path[-1]]["parent"] is not None: path.append(nodes[path[-1]]["parent"])
     return path[::-1]
 
-# %% ../../nbs/views/86f_branches.ipynb #50708c9b
+# %% ../../nbs/views/86f_branches.ipynb #445a64e6
 def paths(nodes, ends):
     "Of every node on a main line its root, and the step at which the main line leaves it."
     found = {}
@@ -66,7 +66,7 @@ def paths(nodes, ends):
         for node, after in zip(path, [*path[1:], None]): found[node] = path[0], math.inf if after is None else nodes[after]["first_step"]
     return found
 
-# %% ../../nbs/views/86f_branches.ipynb #68ea10d4
+# %% ../../nbs/views/86f_branches.ipynb #63c95f95
 def outcome_of(facts, on_main, discarded, live):
     "What became of a node."
     if facts["outcome"] == "frozen": return "diverged"
@@ -76,7 +76,7 @@ def outcome_of(facts, on_main, discarded, live):
     if facts["last_step"] is None and live: return "training"
     return "left" if facts["outcome"] == "left" else "aside"
 
-# %% ../../nbs/views/86f_branches.ipynb #c9800129
+# %% ../../nbs/views/86f_branches.ipynb #41515424
 def chains(nodes, main):
     "The segments that go in one line: first node -> all of them; what the main line left behind is in none."
     found, head = {}, {}
@@ -88,12 +88,12 @@ def chains(nodes, main):
         found.setdefault(head[node], []).append(node)
     return found
 
-# %% ../../nbs/views/86f_branches.ipynb #a52924a0
+# %% ../../nbs/views/86f_branches.ipynb #9900a5b5
 def end_of(facts):
     "The step after the last that a node has taken."
     return max(facts.get("reached", facts["first_step"] - 1) + 1, facts["first_step"])
 
-# %% ../../nbs/views/86f_branches.ipynb #7e839a20
+# %% ../../nbs/views/86f_branches.ipynb #c6573357
 def stretches_of(nodes, ends, discarded=frozenset(), live=False):
     "What is drawn, line by line and without rows: lists of (node, first, last, outcome, main)."
     main, lines = paths(nodes, ends), []
@@ -104,7 +104,7 @@ def stretches_of(nodes, ends, discarded=frozenset(), live=False):
         if end_of(nodes[node]) > until: lines.append([(node, until, end_of(nodes[node]), "diverged" if nodes[node]["outcome"] == "frozen" else "left", False)])
     return lines
 
-# %% ../../nbs/views/86f_branches.ipynb #5b71963d
+# %% ../../nbs/views/86f_branches.ipynb #68f751f0
 def lay_out(nodes, ends, discarded=frozenset(), live=False):
     "Rows for all segments: each main line straight, its forks below it in the first row where they fit."
     lines = stretches_of(nodes, ends, discarded, live)
@@ -122,14 +122,14 @@ def lay_out(nodes, ends, discarded=frozenset(), live=False):
         base = used + 1
     return pieces
 
-# %% ../../nbs/views/86f_branches.ipynb #58f67ff2
+# %% ../../nbs/views/86f_branches.ipynb #afc5f00e
 def row_at(pieces, node, step):
     "The row in which a node is drawn at a step."
     own = [piece for piece in pieces if piece.node == node]
     inside = [piece for piece in own if piece.first <= step <= piece.last]
     return (inside or own)[0].row if own else None
 
-# %% ../../nbs/views/86f_branches.ipynb #8e070cb7
+# %% ../../nbs/views/86f_branches.ipynb #3da94f96
 def decision_words(facts):
     "What a node asks for, in words."
     asked = Decision(**facts["decision"]).changes() if facts["decision"] else {}
@@ -137,7 +137,7 @@ def decision_words(facts):
     words = ", ".join(short_setting(name, value) for name, value in asked.items() if name not in ("data_seed",))
     return (f"{tried.replace('_', ' ')}: " if tried and tried != "proposal" else "") + (words or ("as configured" if facts["parent"] is None else "no change"))
 
-# %% ../../nbs/views/86f_branches.ipynb #42903a5d
+# %% ../../nbs/views/86f_branches.ipynb #3912b870
 class TreePicture:
     "The tree of a moment as a Bokeh figure."
 
@@ -147,7 +147,7 @@ class TreePicture:
         self.nodes.selected.on_change("indices", self._tapped)
         self.figure = self._make()
 
-# %% ../../nbs/views/86f_branches.ipynb #16f109c7
+# %% ../../nbs/views/86f_branches.ipynb #6d30b58e
 @patch
 def _make(self: TreePicture):
     tap, zoom = TapTool(), BoxZoomTool(dimensions="width")
@@ -186,7 +186,7 @@ def feed(self: TreePicture, moment, chosen=(), pins=True):
     self.figure.update(height=int(95 + 24 * max(2, min(rows, ROWS_SEEN))))
     self.figure.y_range.update(start=max(rows, 2) - 0.4, end=-0.9)
 
-# %% ../../nbs/views/86f_branches.ipynb #31ee85e3
+# %% ../../nbs/views/86f_branches.ipynb #75851e99
 @patch
 def _fill_nodes(self: TreePicture, moment, chosen):
     at, p = moment.nodes, self.pieces
@@ -221,13 +221,13 @@ def _fill_marks(self: TreePicture, moment):
     self.marks.data = dict(step=[mark.step for mark in shown], row=[(roots.get(mark.key) or 0) - 0.62 for mark in shown], words=[mark.words for mark in shown], kind=[mark.kind.replace("_", " ") for mark in shown],
                            marker=[MARKS[mark.kind][0] for mark in shown], colour=[MARKS[mark.kind][1] or GREY for mark in shown])
 
-# %% ../../nbs/views/86f_branches.ipynb #790fdd15
+# %% ../../nbs/views/86f_branches.ipynb #7ffc4bee
 def legend():
     "The colours of the tree in words, as HTML."
     swatches = "".join(f'<span style="white-space: nowrap; margin-right: 14px"><i style="display: inline-block; width: 14px; height: 10px; margin-right: 5px; border-radius: 2px; background: {colour}"></i>{words}</span>' for name, (colour, words) in OUTCOMES.items() if name != "accepted")
     return f'<div class="quiet">{swatches}<span style="white-space: nowrap">\u25c6 pinned checkpoint</span></div>'
 
-# %% ../../nbs/views/86f_branches.ipynb #d419fdcd
+# %% ../../nbs/views/86f_branches.ipynb #49278f63
 class Parted(NamedTuple):
     "Two histories of one run, from where they parted."
     at: int  # the first step that they do not share
@@ -237,7 +237,7 @@ class Parted(NamedTuple):
     mean: float  # of a - b over all of them
     error: float  # its standard error, by batch means
 
-# %% ../../nbs/views/86f_branches.ipynb #ae6ccbe2
+# %% ../../nbs/views/86f_branches.ipynb #9591ba44
 def parted(run, a, b):
     "Two nodes' histories on the same batches, from their fork on. Raises `BadInput` where they share every step."
     one, other = (history(run, node, ["loss"]) for node in (a, b))
@@ -248,20 +248,20 @@ def parted(run, a, b):
     x, y = one.loss.values[i][since:], other.loss.values[j][since:]
     return Parted(int(both[since]), both[since:], x, y, *paired(x, y))
 
-# %% ../../nbs/views/86f_branches.ipynb #f5cb0c68
+# %% ../../nbs/views/86f_branches.ipynb #9255b15d
 def same_batches(a, b, nodes):
     "Whether two nodes see the same batches: only then their differences are paired."
     data = [Decision(**nodes[node]["decision"]).data if nodes[node]["decision"] else Decision().data for node in (a, b)]
     return data[0] == data[1]
 
-# %% ../../nbs/views/86f_branches.ipynb #55aab6df
+# %% ../../nbs/views/86f_branches.ipynb #137cd2c9
 def running_mean(parted, points=80):
     "How the mean paired difference and its error went, step by step since the fork: steps, means, errors."
     counts = np.unique(np.linspace(BLOCKS, len(parted.steps), points).astype(int)) if len(parted.steps) >= BLOCKS else np.empty(0, int)
     found = [paired(parted.a[:n], parted.b[:n]) for n in counts]
     return parted.steps[counts - 1] if len(counts) else np.empty(0), np.array([mean for mean, _ in found]), np.array([error for _, error in found])
 
-# %% ../../nbs/views/86f_branches.ipynb #1dae6990
+# %% ../../nbs/views/86f_branches.ipynb #be3a2cf3
 def comparison_figures(parted, a, b, batches="the same batches", weight=0.9):
     "Both losses aligned at the fork, and their mean paired difference with its 95 % interval."
     upper = figure(title=f"Loss of nodes {a} and {b} on {batches}, nats per token", height=230, sizing_mode="stretch_width", tools="xbox_zoom,xpan,xwheel_zoom,reset,save", min_border_left=56)
@@ -282,21 +282,21 @@ def comparison_figures(parted, a, b, batches="the same batches", weight=0.9):
     upper.legend.background_fill_alpha, upper.legend.location = 0.6, "top_right"
     return upper, lower
 
-# %% ../../nbs/views/86f_branches.ipynb #af30971c
+# %% ../../nbs/views/86f_branches.ipynb #a37673f1
 def cells(*values, kinds=()):
     "A row of a table; all of it is text."
     return "<tr>" + "".join(f'<td class="{kind}">{html.escape(str(value))}</td>' for value, kind in zip(values, [*kinds, *[""] * len(values)])) + "</tr>"
 
-# %% ../../nbs/views/86f_branches.ipynb #88b193ba
+# %% ../../nbs/views/86f_branches.ipynb #d1e54052
 def heads(*names, kinds=()):
     return "<thead><tr>" + "".join(f'<th scope="col" class="{kind}">{html.escape(name)}</th>' for name, kind in zip(names, [*kinds, *[""] * len(names)])) + "</tr></thead>"
 
-# %% ../../nbs/views/86f_branches.ipynb #38c25baf
+# %% ../../nbs/views/86f_branches.ipynb #dd8f1703
 def facts_table(pairs):
     "Name and value, line by line, as HTML."
     return f'<table><tbody>{"".join(cells(name, value, kinds=("", "wrap")) for name, value in pairs)}</tbody></table>'
 
-# %% ../../nbs/views/86f_branches.ipynb #35b96eff
+# %% ../../nbs/views/86f_branches.ipynb #cdc80013
 def node_page(moment, node, found=()):
     "All that is known of a node, as HTML: decision, settings, metrics, files, and the evidence of the decision that made it."
     facts = moment.nodes[node]
@@ -310,18 +310,18 @@ def node_page(moment, node, found=()):
     told = f'<h4>Node {node}</h4>{facts_table(pairs)}' + (f'<h4>Files</h4><div class="scroll"><table>{heads("file", "kind", "size", "pinned by")}<tbody>{stored}</tbody></table></div>' if files else "")
     return told + "".join(evidence(record, node) for record in found)
 
-# %% ../../nbs/views/86f_branches.ipynb #e7bcba9a
+# %% ../../nbs/views/86f_branches.ipynb #1e4f38f4
 def about(found, facts, node):
     "The records of decisions that concern a node: it was decided there, it was tried there, or it is what came of it."
     return [record for record in found if record.get("node") == node or any(one["node"] == node for one in record["tried"]) or (record.get("collapse") and record["collapse"] == facts["fork"])]
 
-# %% ../../nbs/views/86f_branches.ipynb #4e8d2137
+# %% ../../nbs/views/86f_branches.ipynb #21aeeb9c
 def plus(value, error=None):
     "A difference with its sign and its error."
     if value is None: return "–"
     return f"{value:+.4f}" + ("" if error is None else f" \u00b1 {error:.4f}")
 
-# %% ../../nbs/views/86f_branches.ipynb #c3191abe
+# %% ../../nbs/views/86f_branches.ipynb #00813eb8
 def evidence(record, node=None):
     "A `decision.json` in words and a table, as HTML."
     tried = "".join(cells(one["node"], one["kind"].replace("_", " "), ", ".join(short_setting(k, v) for k, v in one["decision"].items()) or "no change", plus(one.get("gain"), one.get("gain_error")), plus(one.get("calm"), one.get("calm_error")),
@@ -332,7 +332,7 @@ def evidence(record, node=None):
     return (f'<h4>Evidence: the decision of step {record["step"]:,}</h4><div class="words">{html.escape(words)}</div><div class="scroll"><table>{names}<tbody>{tried}</tbody></table></div>'
             f'<details><summary>What was known ({len(record.get("features") or {})} features)</summary>{features}</details>')
 
-# %% ../../nbs/views/86f_branches.ipynb #abb39904
+# %% ../../nbs/views/86f_branches.ipynb #1eb7a6b1
 def settings_diff(a, b, nodes):
     "The decisions and settings of two nodes side by side, what differs marked, as HTML."
     every = [{**Decision(**nodes[node]["decision"]).model_dump(), **(nodes[node]["settings"] or {})} if nodes[node]["decision"] else {**Decision().model_dump(), **(nodes[node]["settings"] or {})} for node in (a, b)]
@@ -341,7 +341,7 @@ def settings_diff(a, b, nodes):
     if not rows: return '<div class="quiet">Their decisions and settings are the same.</div>'
     return f'<table class="diff">{heads("what differs", f"node {a}", f"node {b}")}<tbody>{rows}</tbody></table>'
 
-# %% ../../nbs/views/86f_branches.ipynb #dccfb742
+# %% ../../nbs/views/86f_branches.ipynb #ef3e901e
 class TreeView(pn.viewable.Viewer):
     "A run as a tree: tap a node to see why it is there and what became of it, and choose another to compare it with. In a notebook, `TreeView(run)`."
     node = param.Integer(None, allow_None=True, doc="the node that is looked at")
@@ -358,7 +358,7 @@ class TreeView(pn.viewable.Viewer):
         self._make_layout()
         self.param.watch(lambda event: self.moment and self.show(self.moment), ["node", "other"])
 
-# %% ../../nbs/views/86f_branches.ipynb #c84b32ad
+# %% ../../nbs/views/86f_branches.ipynb #45fe5cda
 @patch
 def _make_layout(self: TreeView):
     text, column = dict(stylesheets=[STYLE], sizing_mode="stretch_width", margin=(4, 12)), dict(stylesheets=[TALL], sizing_mode="stretch_width")
@@ -401,7 +401,7 @@ def show(self: TreeView, moment):
     except UNREADABLE as problem: self.message.param.update(object=f'<div class="notice" role="alert">{html.escape(str(problem))}</div>', visible=True)
     if self.steering: self.steering.show(moment, self.node)
 
-# %% ../../nbs/views/86f_branches.ipynb #da326d44
+# %% ../../nbs/views/86f_branches.ipynb #5257d977
 @patch
 def _offer(self: TreeView, moment):
     names = {f"{node}: {decision_words(facts)}"[:70]: node for node, facts in moment.nodes.items()}

@@ -27,7 +27,7 @@ from .ribbons import HUES, SenseCharts, most_probable, now_of
 from .signals import SignalCharts, grouped, matching
 from fastcore.basics import patch
 
-# %% ../../nbs/views/86e_now.ipynb #eb3fd471
+# %% ../../nbs/views/86e_now.ipynb #47943784
 STALE = 10.0  # seconds without a step after which a running run is called stale
 THEN = "then"  # the status of a moment of the past
 PARTS = "index_volatility", "index_entropy", "index_disagreement"
@@ -55,7 +55,7 @@ h4 { margin: 10px 0 4px; font-size: 14px; font-weight: 500; }
 .diff .other { background: rgba(230, 159, 0, 0.16); }
 """
 
-# %% ../../nbs/views/86e_now.ipynb #734ef02b
+# %% ../../nbs/views/86e_now.ipynb #0acf8e12
 def duration(seconds):
     "3 min 20 s."
     seconds = max(0, int(seconds))
@@ -63,38 +63,38 @@ def duration(seconds):
     if seconds < 3600: return f"{seconds // 60} min {seconds % 60} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
-# %% ../../nbs/views/86e_now.ipynb #f2d27046
+# %% ../../nbs/views/86e_now.ipynb #e11bd2dc
 def brief(seconds):
     "20 s, 3 min, 2 h or 5 days: what fits into a card."
     for size, name in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size: return f"{seconds / size:.0f} {name}"
     return duration(seconds)
 
-# %% ../../nbs/views/86e_now.ipynb #34e15ca3
+# %% ../../nbs/views/86e_now.ipynb #49523051
 def number(value, digits=3):
     "A loss or a norm; a dash where there is none."
     if value is None or not math.isfinite(value): return "–"
     return f"{value:,.{digits}f}" if 0.001 <= abs(value) < 1e5 or value == 0 else f"{value:.2e}"
 
-# %% ../../nbs/views/86e_now.ipynb #47115bfa
+# %% ../../nbs/views/86e_now.ipynb #79d0b6e2
 def bits_per_character(moment, loss):
     "Nats per token as bits per character, where the run says how long a token is."
     length = moment.config.get("facts", {}).get("corpus", {}).get("characters_per_token")
     return None if loss is None or not length else loss / math.log(2) / length
 
-# %% ../../nbs/views/86e_now.ipynb #9b8a63b0
+# %% ../../nbs/views/86e_now.ipynb #4407419e
 def card(what, value, more="", kind="", hover=""):
     "One headline number. All of it is text."
     what, value, more, hover, kind = map(html.escape, (what, value, more, hover, kind))
     title = f' title="{hover}"' if hover else ""
     return f'<div class="card {kind}"{title}><div class="what">{what}</div><div class="value">{value}</div><div class="more">{more}</div></div>'
 
-# %% ../../nbs/views/86e_now.ipynb #83b60b2c
+# %% ../../nbs/views/86e_now.ipynb #f5cc9715
 def mains(moment):
     "The paths that survived."
     return [series for series in moment.series if series.main]
 
-# %% ../../nbs/views/86e_now.ipynb #41077a35
+# %% ../../nbs/views/86e_now.ipynb #8c0d540c
 def best_validation(moment):
     "The lowest validation loss so far: its value, step and label."
     found, drawn = [], mains(moment)
@@ -105,7 +105,7 @@ def best_validation(moment):
         found.append((float(series.validation_loss[lowest]), float(series.validation_step[lowest]), label))
     return min(found, default=None)
 
-# %% ../../nbs/views/86e_now.ipynb #84a1270b
+# %% ../../nbs/views/86e_now.ipynb #e54c3ee2
 def headline(moment, now):
     "The numbers on top, as HTML."
     progress, live, drawn = moment.progress, moment.live, mains(moment)
@@ -127,7 +127,7 @@ def headline(moment, now):
     if progress.get("monitor"): cards.append(monitor_card(progress["monitor"]))
     return f'<div class="cards">{"".join(cards)}{"" if moment.status == THEN else machine_card()}</div>'
 
-# %% ../../nbs/views/86e_now.ipynb #962decc8
+# %% ../../nbs/views/86e_now.ipynb #6b5c6709
 def sensed_cards(moment):
     "Index and regime of the run now; of several lanes the highest, and the most frequent."
     drawn = [series for series in mains(moment) if len(series.step)]
@@ -138,18 +138,18 @@ def sensed_cards(moment):
     if "regimes" in moment.sensed: found.append(card("regime", "–" if most is None else REGIMES[most].replace("_", " "), f"{tops.count(most)} of {len(drawn)} lanes" if most is not None and len(drawn) > 1 else ""))
     return found
 
-# %% ../../nbs/views/86e_now.ipynb #c4d284b3
+# %% ../../nbs/views/86e_now.ipynb #f78d7d99
 def machine_card():
     "How busy the machine is that serves the page."
     memory = psutil.virtual_memory()
     return card("this machine", f"{psutil.cpu_percent():.0f} % busy", f"{memory.used / 2**30:.1f} of {memory.total / 2**30:.0f} GiB")
 
-# %% ../../nbs/views/86e_now.ipynb #d831bd6f
+# %% ../../nbs/views/86e_now.ipynb #0197eddb
 def percent(share):
     "7.1 % for 0.071."
     return f"{100 * share:.3g}\u2009%"
 
-# %% ../../nbs/views/86e_now.ipynb #999147ce
+# %% ../../nbs/views/86e_now.ipynb #0e8fd778
 def monitor_card(monitor):
     "The share of time that the monitor takes; under the pointer what each sense takes, and what is off and why."
     share, budget, off = monitor.get("share"), monitor.get("budget"), monitor.get("off") or {}
@@ -161,7 +161,7 @@ def monitor_card(monitor):
     over = None not in (share, budget) and share > budget
     return card("monitor", "–" if share is None else percent(share), more, "stale" if over else "", "\n".join(hover))
 
-# %% ../../nbs/views/86e_now.ipynb #9419526f
+# %% ../../nbs/views/86e_now.ipynb #ca35aed0
 def best_card(moment, best):
     "The best validation loss, in both units."
     if best is None: return card("best validation loss", "–", "none yet")
@@ -170,25 +170,25 @@ def best_card(moment, best):
     value = f"{number(loss)} nats" + (f" · {number(bits)} bits/char" if bits is not None else "")
     return f'<div class="wide">{card("best validation loss", value, f"{label}, step {int(step):,}")}</div>'
 
-# %% ../../nbs/views/86e_now.ipynb #c8d09c43
+# %% ../../nbs/views/86e_now.ipynb #8890f099
 COLUMNS = "lane", "settings", "training loss", "lowest", "validation loss", "lowest", "bits per character", "gradient norm", "state"
 SENSED = *COLUMNS[:-1], "index", "regime", "state"
 NUMBERS = {"training loss", "lowest", "validation loss", "bits per character", "gradient norm", "index"}
 
-# %% ../../nbs/views/86e_now.ipynb #4ce8cbed
+# %% ../../nbs/views/86e_now.ipynb #15af3bf5
 def inside(series, window, place):
     "The rows and the validations of a series inside a window, as slices."
     if window is None: return slice(None), slice(None)
     cut = lambda at: slice(*(int(i) for i in (np.searchsorted(at, window[0], "left"), np.searchsorted(at, window[1], "right"))))
     return cut(place(series.step, series.time)), cut(place(series.validation_step, series.validation_time))
 
-# %% ../../nbs/views/86e_now.ipynb #f8c5d5c2
+# %% ../../nbs/views/86e_now.ipynb #d1d6a5b0
 def lowest(values):
     "The lowest number, or None."
     there = values[np.isfinite(values)]
     return float(there.min()) if len(there) else None
 
-# %% ../../nbs/views/86e_now.ipynb #c6acbfd7
+# %% ../../nbs/views/86e_now.ipynb #d71c38e7
 def lane_rows(moment, drawn, window=None, place=None):
     "For every lane the cells under COLUMNS, or under SENSED, as HTML; in a window as they were at its end."
     for series in drawn:
@@ -204,14 +204,14 @@ def lane_rows(moment, drawn, window=None, place=None):
         if moment.sensed: cells[-1:-1] = sense_cells(series, rows)
         yield cells
 
-# %% ../../nbs/views/86e_now.ipynb #2b9a5e87
+# %% ../../nbs/views/86e_now.ipynb #d6995be8
 def sense_cells(series, rows=slice(None)):
     "The index and the most probable regime of a lane, as HTML."
     words, regime, index = now_of(series, rows)
     swatch = f'<i class="regime" style="background: {HUES[regime]}"></i>' if regime >= 0 else ""
     return [number(index, 2), swatch + html.escape(words)]
 
-# %% ../../nbs/views/86e_now.ipynb #fc60ec15
+# %% ../../nbs/views/86e_now.ipynb #0d743df4
 def lane_table(moment, drawn, window=None, place=None):
     "The last values of every lane, as HTML. A lane's colour is that of its lines."
     names = SENSED if moment.sensed else COLUMNS
@@ -223,13 +223,13 @@ def lane_table(moment, drawn, window=None, place=None):
         lines.append("<tr>" + "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, cells)) + "</tr>")
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
-# %% ../../nbs/views/86e_now.ipynb #e368d256
+# %% ../../nbs/views/86e_now.ipynb #c9010117
 def not_sensed(moment):
     "Why there is no index and no regime to see."
     if moment.sensed: return ""
     return "The monitor of this run has written nothing yet." if moment.progress.get("monitor") else "Not sensed: this run has no monitor."
 
-# %% ../../nbs/views/86e_now.ipynb #317859dc
+# %% ../../nbs/views/86e_now.ipynb #0b66acf2
 class RunView(pn.viewable.Viewer):
     "A run as it is now: headline numbers, losses, regimes, index, any signal, and a table that follows the zoom. In a notebook, `RunView(run)`; on a page it is fed by a `Watch`."
     smoothing = param.Number(0.9, bounds=(0, 0.99), doc="weight of the past in the moving average, debiased")
@@ -254,7 +254,7 @@ class RunView(pn.viewable.Viewer):
         for names, call in (("axis", "log_x", "log_y", "calm", "forks"), self._rebuild), (("smoothing",), self._again), (("group", "filter", "pinned"), self._again):
             self.param.watch(lambda *events, call=call: call(), list(names))
 
-# %% ../../nbs/views/86e_now.ipynb #c5f0fb91
+# %% ../../nbs/views/86e_now.ipynb #76d8f230
 @patch
 def _own(self: RunView, names):
     self.tail.wanted |= frozenset(names)
@@ -277,10 +277,10 @@ def _make_widgets(self: RunView):
 def _make_layout(self: RunView):
     text, column = dict(stylesheets=[STYLE], sizing_mode="stretch_width", margin=(4, 12)), dict(stylesheets=[TALL], sizing_mode="stretch_width")
     self.cards, self.table, self.quiet, self.message, self.where = (pn.pane.HTML("", **text) for _ in range(5))
-    self.drawing, self.more = pn.Column(margin=0, **column), pn.Column(margin=0, **column)
+    self.drawing = pn.Column(margin=0, **column)
     self.controls = pn.FlexBox(*self.widgets.values(), align_items="center", margin=(0, 4))
-    self.choosing = pn.FlexBox(*self.signal_widgets.values(), align_items="center", margin=(8, 4, 0, 4))
-    self.body = pn.Column(self.cards, self.controls, self.drawing, self.where, self.table, self.quiet, self.choosing, self.more, visible=False, margin=0, **column)
+    self.choosing = pn.FlexBox(*self.signal_widgets.values(), align_items="center", margin=(0, 4))
+    self.body = pn.Column(self.cards, self.controls, self.choosing, self.drawing, self.where, self.table, self.quiet, visible=False, margin=0, **column)
     self.view = pn.Column(self.message, self.body, margin=0, **column)
 
 @patch
@@ -301,7 +301,7 @@ def names(self: RunView):
     parts = PARTS if self.moment and "index" in self.moment.sensed else ()
     return tuple(dict.fromkeys([*parts, *self.chosen]))
 
-# %% ../../nbs/views/86e_now.ipynb #067657e7
+# %% ../../nbs/views/86e_now.ipynb #de2bf1e0
 @patch(as_prop=True)
 def chosen(self: RunView):
     "The signals to draw: the pinned first, then those of the group, then those that the filter finds."
@@ -347,19 +347,17 @@ def _draw(self: RunView, moment):
         if self.zoom: self.charts.zoom_to(tuple(self.zoom))
     self.charts.feed(moment, self.smoothing)
     if self.senses: self.senses.feed(moment)
-    if new: self.drawing[:] = [pn.pane.Bokeh(self.charts.view, sizing_mode="stretch_width")]
     self._draw_signals(moment)
+    if new: self.drawing[:] = [pn.pane.Bokeh(self.charts.view, sizing_mode="stretch_width")]
 
-# %% ../../nbs/views/86e_now.ipynb #c8f714a0
+# %% ../../nbs/views/86e_now.ipynb #bcaef7bf
 @patch
 def _draw_signals(self: RunView, moment):
     chosen = self.names
-    if not chosen: self.more[:], self.signals = [], None
-    elif self.signals is None or list(chosen) != self.signals.names:
-        self.signals = SignalCharts(self.charts, chosen)
-        self.signals.feed(moment, self.smoothing)
-        self.more[:] = [pn.pane.Bokeh(self.signals.view, sizing_mode="stretch_width")]
-    else: self.signals.feed(moment, self.smoothing)
+    if (self.signals.names if self.signals else []) == list(chosen): return self.signals and self.signals.feed(moment, self.smoothing)
+    self.signals = SignalCharts(self.charts, chosen)
+    self.signals.feed(moment, self.smoothing)
+    self.signals.attach()
 
 @patch
 def _zoomed(self: RunView):

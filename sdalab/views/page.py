@@ -34,11 +34,11 @@ from .report import as_file, report, seen_table
 from .steering import Steering
 from fastcore.basics import patch
 
-# %% ../../nbs/views/86m_page.ipynb #316c7a0a
+# %% ../../nbs/views/86m_page.ipynb #d1160ed2
 TICK = 500  # ms between updates of a page
 VIEWS = "now", "tree", "replay", "compare"
 
-# %% ../../nbs/views/86m_page.ipynb #c5bd6976
+# %% ../../nbs/views/86m_page.ipynb #df083dfb
 def command_line(commands, now):
     "What became of the commands of the last minute."
     words = {"pending": "sent", "done": "acknowledged"}
@@ -49,13 +49,13 @@ def command_line(commands, now):
         told.append(f"<b>{html.escape(command['kind'])}</b> {html.escape(words.get(command['status'], command['status']) + reason)}")
     return f'<div class="commands" role="status">{" &ensp;·&ensp; ".join(told)}</div>'
 
-# %% ../../nbs/views/86m_page.ipynb #bc90a27c
+# %% ../../nbs/views/86m_page.ipynb #f302fcbb
 def into_link(view):
     "The parameters of a view that are not at their default, as text for the address."
     return {name: json.dumps(value) if not isinstance(value, str) else value for name in view.LINKED
             if (value := getattr(view, name)) != view.param[name].default and value not in (None, [], "")}
 
-# %% ../../nbs/views/86m_page.ipynb #8cc18758
+# %% ../../nbs/views/86m_page.ipynb #e9754ae2
 def from_link(view, query):
     "Sets a view's parameters from the address; what is not valid is left out."
     for name in view.LINKED:
@@ -63,12 +63,12 @@ def from_link(view, query):
         try: view.param.update(**{name: query[name] if isinstance(view.param[name], param.String) or view.param[name].default == "" else _value(query[name])})
         except (ValueError, TypeError): pass
 
-# %% ../../nbs/views/86m_page.ipynb #0aae44d8
+# %% ../../nbs/views/86m_page.ipynb #4180287d
 def _value(text):
     try: return json.loads(text)
     except json.JSONDecodeError: return text
 
-# %% ../../nbs/views/86m_page.ipynb #680f2d34
+# %% ../../nbs/views/86m_page.ipynb #0fc2aba9
 class LivePage(param.Parameterized):
     "One viewer's page."
     view = param.Selector(default="now", objects=list(VIEWS))
@@ -84,7 +84,7 @@ class LivePage(param.Parameterized):
         if self.query.get("view") in VIEWS: self.view = self.query["view"]
         self.param.watch(self._turn_view, "view")
 
-# %% ../../nbs/views/86m_page.ipynb #e75f1e5b
+# %% ../../nbs/views/86m_page.ipynb #e48dc6f7
 @patch
 def _make_widgets(self: LivePage):
     self.choice = pmui.Select(label="Run", options=[], size="small", width=300, margin=(5, 10))
@@ -130,7 +130,7 @@ def start(self: LivePage):
     PeriodicCallback(callback=self.tick, period=TICK, background=True).start()
     self.tick()
 
-# %% ../../nbs/views/86m_page.ipynb #216e528a
+# %% ../../nbs/views/86m_page.ipynb #606a7fbc
 @patch
 def tick(self: LivePage):
     "Brings the page up to date: one message to the browser."
@@ -177,7 +177,7 @@ def _link(self: LivePage):
     query = {"run": self.key} | ({} if self.view == "now" else {"view": self.view}) | (into_link(shown) if shown else {name: value for name, value in self.query.items() if name != "view"})
     pn.state.location.search = "?" + urlencode(query)
 
-# %% ../../nbs/views/86m_page.ipynb #f1b2df3b
+# %% ../../nbs/views/86m_page.ipynb #6f632408
 @patch
 def _view(self: LivePage):
     "The view that is shown, made when it is first needed."
@@ -221,7 +221,7 @@ def _waiting(self: LivePage):
     if any(entry.key == self.key for entry in self.entries): return f"Reading {name}…"
     return f"There is no run named <code>{name}</code> below <code>{html.escape(str(self.watch.root))}</code>; choose another one."
 
-# %% ../../nbs/views/86m_page.ipynb #e48dc6f7
+# %% ../../nbs/views/86m_page.ipynb #86b9c26f
 @patch
 def _tell(self: LivePage, moment):
     "What is wrong, and what became of commands."
@@ -270,7 +270,7 @@ async def _note(self: LivePage, event):
     text, self.words.value = self.words.value, ""
     await self.do("note", lambda key: self.asking.change(key, "note", text=check_note(text)))
 
-# %% ../../nbs/views/86m_page.ipynb #606a7fbc
+# %% ../../nbs/views/86m_page.ipynb #9d47bda0
 @patch
 def _file(self: LivePage, kind):
     "What is seen, as a file: the rows of the window with all that is drawn, the table of the comparison, or a report of the run."
@@ -291,18 +291,18 @@ async def do(self: LivePage, kind, ask):
         self.sent.append(dict(id=None, kind=kind, status="not sent", reason=str(problem), sent=time.time()))
     finally: self.tick()
 
-# %% ../../nbs/views/86m_page.ipynb #8cc799a4
+# %% ../../nbs/views/86m_page.ipynb #a466268a
 def with_alerts(moment, alerts):
     "A moment with what the rules found among its marks."
     if not alerts: return moment
     return replace(moment, marks=(*moment.marks, *(Mark(alert["step"], "alert", alert["text"], alert["key"], alert["time"]) for alert in alerts)))
 
-# %% ../../nbs/views/86m_page.ipynb #88cd1337
+# %% ../../nbs/views/86m_page.ipynb #eb539ede
 def runs_folder(arguments, environment):
     "The folder of all runs: the argument, else $SDALAB_RUNS, else ./runs."
     return Path(arguments[0] if arguments else environment.get("SDALAB_RUNS", "runs"))
 
-# %% ../../nbs/views/86m_page.ipynb #07e73f81
+# %% ../../nbs/views/86m_page.ipynb #c208b7e5
 def serve():
     "The page of this viewer."
     pn.extension("tabulator", throttled=True, notifications=True)

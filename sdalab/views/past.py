@@ -27,10 +27,10 @@ from .following import (PROBABILITIES, SENSES, SIGNALS, UNREADABLE, Mark, Moment
 from .now import STYLE, THEN, RunView, brief
 from fastcore.basics import patch
 
-# %% ../../nbs/views/86i_past.ipynb #9e68ea24
+# %% ../../nbs/views/86i_past.ipynb #89e00f70
 NEVER = math.inf
 
-# %% ../../nbs/views/86i_past.ipynb #47baa53d
+# %% ../../nbs/views/86i_past.ipynb #fd4bcf11
 class Past:
     "All that a journal holds, to be shown as it was known at any moment."
 
@@ -51,7 +51,7 @@ class Past:
         self._collapses = [(event["wall_time"], json.loads(event["detail"])["fork"]) for event in self.events if event["kind"] == "collapse"]
         self.generation, self._before = 0, (-NEVER, {})
 
-# %% ../../nbs/views/86i_past.ipynb #853f422f
+# %% ../../nbs/views/86i_past.ipynb #75c4ae2f
 @patch(as_prop=True)
 def span(self: Past): "Unix times of the first and the last thing that is known."; return (float(self.times[0]), float(self.times[-1])) if len(self.times) else (self.facts["created"], self.facts["created"])
 
@@ -99,7 +99,7 @@ def _as_known(self: Past, node, facts, when, known):
     losses = self.rows["loss"][own]
     return told | dict(first=float(losses[0]), reached=int(self.rows["step"][own[-1]]), loss=float(np.mean(losses[-max(1, len(losses) // 20):])), began=float(self.times[own[0]]), ended=float(self.times[own[-1]]))
 
-# %% ../../nbs/views/86i_past.ipynb #d6b0e869
+# %% ../../nbs/views/86i_past.ipynb #e0134aa1
 @patch
 def _owners(self: Past, nodes, ends):
     "Of each node the first node of its series, and the step at which the series leaves it."
@@ -139,12 +139,12 @@ def _files(self: Past, nodes, when):
         old = [pin for pin in json.loads(file.get("pins") or "[]") if pin.startswith("fork ") and int(pin.split()[1]) in forks or pin.startswith("decision ") and pin.split()[1] in decided]
         yield file | dict(pins=json.dumps(old), pinned=int(bool(old)))
 
-# %% ../../nbs/views/86i_past.ipynb #cfc7a8f5
+# %% ../../nbs/views/86i_past.ipynb #02cd5a5b
 SPEEDS = {"a run in 5 s": 5, "a run in 20 s": 20, "a run in 1 min": 60, "a run in 5 min": 300}
 FRAMES = 1000  # places of the slider
 PLAY = 200  # ms between two pictures while playing
 
-# %% ../../nbs/views/86i_past.ipynb #3c9fa9cf
+# %% ../../nbs/views/86i_past.ipynb #d1fe01d5
 class ReplayView(pn.viewable.Viewer):
     "A player over the history of a run's tree: what is shown at any place is what was known there. In a notebook, `ReplayView(run)`."
     at = param.Number(1.0, bounds=(0, 1), doc="share of all steps of the tree that had been taken")
@@ -159,7 +159,7 @@ class ReplayView(pn.viewable.Viewer):
         self._make_layout()
         self.param.watch(lambda event: self._show_at(), "at")
 
-# %% ../../nbs/views/86i_past.ipynb #4b9b17a0
+# %% ../../nbs/views/86i_past.ipynb #e9495c8f
 @patch
 def _make_layout(self: ReplayView):
     text, column = dict(stylesheets=[STYLE], sizing_mode="stretch_width", margin=(4, 12)), dict(stylesheets=[TALL], sizing_mode="stretch_width")
@@ -207,7 +207,7 @@ def _show_at(self: ReplayView):
         self.now.show(moment)
         self.where.object = f"<div class=\"words\">{self._words(moment)}</div>"
 
-# %% ../../nbs/views/86i_past.ipynb #f534d23f
+# %% ../../nbs/views/86i_past.ipynb #f432a46d
 @patch
 def _words(self: ReplayView, moment):
     begun, steps = moment.updated and moment.updated - self.past.span[0], sum(end_facts.get("reached", -1) + 1 - end_facts["first_step"] for end_facts in moment.nodes.values() if "reached" in end_facts)
@@ -250,7 +250,7 @@ async def _verify(self: ReplayView, event):
 @patch
 def _tell(self: ReplayView, text, kind): self.said.object = f'<div class="notice {kind}" role="status">{html.escape(text)}</div>'
 
-# %% ../../nbs/views/86i_past.ipynb #2b78503f
+# %% ../../nbs/views/86i_past.ipynb #0aeb0558
 @patch
 def _look_after(self: ReplayView):
     if self.worker is None or self.worker.running: return

@@ -24,10 +24,10 @@ from .now import STYLE, headline, inside, lane_table, mains
 from .ribbons import SenseCharts
 from .signals import SignalCharts, column_of
 
-# %% ../../nbs/views/86l_report.ipynb #f244700d
+# %% ../../nbs/views/86l_report.ipynb #2397f323
 COLUMNS = "loss", "gradient_norm", "learning_rate"
 
-# %% ../../nbs/views/86l_report.ipynb #6ad65d5d
+# %% ../../nbs/views/86l_report.ipynb #3926500a
 def seen_table(moment, window=None, axis="step", names=(), forks=False):
     "What the charts show, in full and not thinned: one row a step and lane, with the steps of the window only."
     parts, place = [], ruler(moment, axis)
@@ -41,7 +41,7 @@ def seen_table(moment, window=None, axis="step", names=(), forks=False):
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["run", "lane", "step"])
     return table.dropna(axis=1, how="all") if len(table) else table
 
-# %% ../../nbs/views/86l_report.ipynb #55a2ffba
+# %% ../../nbs/views/86l_report.ipynb #a206393a
 def as_file(table, kind):
     "A table as CSV or Parquet, in memory."
     if kind not in ("csv", "parquet"): raise BadInput(f"kind = {kind!r}: should be csv or parquet")
@@ -49,13 +49,13 @@ def as_file(table, kind):
     made.seek(0)
     return made
 
-# %% ../../nbs/views/86l_report.ipynb #c099060d
+# %% ../../nbs/views/86l_report.ipynb #5eb6f1ba
 REPORT_STYLE = """
 :root { color-scheme: light; } body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 24px auto; padding: 0 16px; color: #1a1a1a; background: #fff; }
 h1 { font-size: 24px; font-weight: 500; } h2 { font-size: 18px; font-weight: 500; margin: 28px 0 8px; } pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12px; }
 """
 
-# %% ../../nbs/views/86l_report.ipynb #141e15cd
+# %% ../../nbs/views/86l_report.ipynb #bfd89cc4
 def report(run, moment=None, smoothing=0.9, names=()):
     "A run as one HTML page that needs no server and no network: numbers, charts that can be zoomed, the tree, the evidence of every decision, and the configuration."
     moment = moment or Tail(run.run_dir).look()
@@ -64,25 +64,23 @@ def report(run, moment=None, smoothing=0.9, names=()):
     senses = SenseCharts(charts, moment) if moment.sensed else None
     charts.feed(moment, smoothing)
     if senses: senses.feed(moment)
+    more = SignalCharts(charts, names)
+    more.feed(moment, smoothing), more.attach()
     tree = TreePicture()
     tree.feed(moment)
     drawn = [charts.view, tree.figure]
-    if names:
-        more = SignalCharts(charts, names)
-        more.feed(moment, smoothing)
-        drawn.append(more.view)
     for model in [one for root in drawn for one in root.references()]: _cut_off(model)
     script, places = components(drawn)
     return _page(run, moment, script, places)
 
-# %% ../../nbs/views/86l_report.ipynb #5bd98d50
+# %% ../../nbs/views/86l_report.ipynb #c49d1179
 def _cut_off(model):
     "A page without a server has nobody to tell of a zoom or a tap."
     model.subscribed_events = set()
     model._event_callbacks.clear()
     model._callbacks.clear()
 
-# %% ../../nbs/views/86l_report.ipynb #002cc1c8
+# %% ../../nbs/views/86l_report.ipynb #4ef141da
 def _page(run, moment, script, places):
     import yaml
     evident = "".join(evidence(record) for record in records(run.run_dir))
@@ -90,7 +88,7 @@ def _page(run, moment, script, places):
     config = html.escape(yaml.safe_dump({name: value for name, value in moment.config.items() if name != "facts"}, sort_keys=False, allow_unicode=True))
     machine = html.escape(yaml.safe_dump(run.machine, sort_keys=False))
     title, when = html.escape(moment.key), time.strftime("%Y-%m-%d %H:%M", time.localtime(moment.created))
-    parts = [f"<h1>{title}</h1><p>Begun {when}; as it was {time.strftime('%Y-%m-%d %H:%M')}.</p>", headline(moment, time.time()), places[0], lane_table(moment, mains(moment)), "<h2>The tree</h2>", places[1], legend(), *places[2:]]
+    parts = [f"<h1>{title}</h1><p>Begun {when}; as it was {time.strftime('%Y-%m-%d %H:%M')}.</p>", headline(moment, time.time()), places[0], lane_table(moment, mains(moment)), "<h2>The tree</h2>", places[1], legend()]
     parts += [f"<h2>Decisions</h2>{evident}"] if evident else []
     parts += [f"<h2>What happened</h2><table><tbody>{events}</tbody></table>"] if events else []
     parts += [f"<h2>Configuration</h2><pre>{config}</pre><h2>Machine</h2><pre>{machine}</pre>"]

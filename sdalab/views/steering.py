@@ -23,10 +23,10 @@ from .following import UNREADABLE
 from .now import STYLE
 from fastcore.basics import patch
 
-# %% ../../nbs/views/86h_steering.ipynb #7118acf7
+# %% ../../nbs/views/86h_steering.ipynb #18c12f74
 MOST_FUTURES = 16
 
-# %% ../../nbs/views/86h_steering.ipynb #1d1ab015
+# %% ../../nbs/views/86h_steering.ipynb #8774df9b
 class Steering(pn.viewable.Viewer):
     "Branch by hand: futures of a step, what is expected of them, go; then accept, keep aside or discard. Also pin, and verify by running again."
 
@@ -37,7 +37,7 @@ class Steering(pn.viewable.Viewer):
         self._make_widgets()
         self._make_layout()
 
-# %% ../../nbs/views/86h_steering.ipynb #3c1e396e
+# %% ../../nbs/views/86h_steering.ipynb #1f909fbb
 @patch
 def _make_widgets(self: Steering):
     small = dict(size="small", margin=(8, 4))
@@ -80,7 +80,7 @@ def show(self: Steering, moment, node):
     self._set(self.listed, self._list())
     self._look_after()
 
-# %% ../../nbs/views/86h_steering.ipynb #5f441749
+# %% ../../nbs/views/86h_steering.ipynb #b101decf
 @patch
 def _turn_to(self: Steering, moment, node):
     facts = moment.nodes[node]
@@ -125,7 +125,7 @@ def _wanted(self: Steering):
     one = self.form.decision
     return self.futures if one in self.futures else [*self.futures, one]
 
-# %% ../../nbs/views/86h_steering.ipynb #1f909fbb
+# %% ../../nbs/views/86h_steering.ipynb #717e5b85
 @patch
 async def _do(self: Steering, what, ask, then=None):
     "Asks for something; what is refused is told."
@@ -169,7 +169,7 @@ def _change(self: Steering, kind):
 @patch
 def _aside(self: Steering, event): self._tell(f"Node {self.node} is kept aside: nothing changes, and its fork stays in the tree.", "info")
 
-# %% ../../nbs/views/86h_steering.ipynb #b101decf
+# %% ../../nbs/views/86h_steering.ipynb #2e03ea08
 @patch
 def _pin(self: Steering, kind):
     async def pin(event):
