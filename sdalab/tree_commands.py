@@ -117,6 +117,9 @@ def branch_command(
     from sdalab.regime.monitor import senses
     decisions = [parse_decision(text) for text in set_]
     until = at + steps if steps else run.config['steps']
+    if is_held(run.run_dir):
+        ask(run, 'branch', dict(at=at, decisions=[d.changes() for d in decisions], steps=until - at, **({} if node is None else dict(node=node))))
+        return out.print(f'{name}: the process that trains it branches after its next step; see `sdalab tree {name}`', markup=False, highlight=False)
     with watching(f'{name}, fork', until) as (report, interrupt): forks = branch(run.run_dir, at, decisions, node, steps, seconds, report, say, senses)
     out.print(table(outcomes(run, forks), f'{name}: the futures of step {at}; differences to the path they left, on the same batches, in nats per token'))
     out.print(f'tree:    sdalab tree {name}\nverify:  sdalab replay {name} NODE', markup=False, highlight=False)
