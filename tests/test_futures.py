@@ -524,3 +524,14 @@ def test_the_tree_shows_the_path_that_survived(whole, capsys):
     assert shown.count("tried: ") == 10 and "accepted" in shown and f"fork {fork}, decided at step 117: " in shown
     line, = [text for text in shown.splitlines() if "← main line" in text]
     assert f"fork {fork}" in line
+
+
+def test_the_shipped_proxy_chooses_and_says_what_it_expects(tmp_path):
+    settings = config(steps=70, proxy="proxy.safetensors", proposals=32, proposer=dict(name="grid"))
+    for name, stops in (("whole", []), ("parts", [(0, 24)])):
+        for stop in stops: go(settings, tmp_path / name, stopping(stop))
+        assert go(settings, tmp_path / name) == "finished"
+    record, = records(tmp_path / "whole")
+    assert decided(tmp_path / "whole") == decided(tmp_path / "parts") and len(record["proposals"]) == 32
+    assert all(t["risk"] <= record["forecast"]["highest_risk"] + 1e-6 for t in record["tried"] if t["kind"] == "proposal")
+    assert all(len(p["median"]) == len(record["forecast"]["horizons"]) for p in record["proposals"])
