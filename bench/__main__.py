@@ -10,10 +10,11 @@ from bench.checkpoints import checkpoint_rows
 from bench.clipping import clipping_rows
 from bench.engine import engine_rows
 from bench.journal import journal_rows
+from bench.live import live_rows
 from bench.senses import sense_rows
 from sdalab.training.train import machine
 
-SUITES = {"engine": engine_rows, "clipping": clipping_rows, "journal": journal_rows, "checkpoints": checkpoint_rows, "senses": sense_rows}
+SUITES = {"engine": engine_rows, "clipping": clipping_rows, "journal": journal_rows, "checkpoints": checkpoint_rows, "senses": sense_rows, "live": live_rows}
 
 
 def shown(row) -> list[str]:
