@@ -27,7 +27,7 @@ from synthetic_run import ALARM, REGIMES, SHOCK, WARM_UP, index_of, planted  # n
 POLLING = 150  # ms; looking at every frame would keep the page from its work
 PATIENCE = 30.0  # seconds for what takes a second on an idle machine
 # The browser keeps what was taken off the page for a while; these are the models that are on it.
-MODELS = "((on) => [...Bokeh.documents[0]._all_models.values()].filter((m) => on.has(m)))(new Set(Bokeh.documents[0].roots().flatMap((r) => [...r.references()])))"
+MODELS = "((page) => ((on) => [...page?._all_models.values() ?? []].filter((m) => on.has(m)))(new Set(page?.roots().flatMap((r) => [...r.references()]))))(window.Bokeh?.documents[0])"
 MARKUP = "<img src=x onerror=document.title='taken'>&amp;"
 
 

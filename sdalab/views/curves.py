@@ -7,8 +7,8 @@ Docs: https://sdalab.github.io/sdalab/views/curves.html.md"""
 # %% auto #0
 __all__ = ['COLOURS', 'DASHES', 'LANES', 'GREY', 'SCREEN', 'DOT', 'DOTS', 'BURST', 'ROWS', 'CALM', 'READ', 'UNREAD', 'HIDE',
            'HINT', 'TITLES', 'TALL', 'GRID', 'LEGEND_STYLE', 'HEAD_STYLE', 'CSS_DASHES', 'AXES', 'AXIS_WORDS', 'MARKS',
-           'HEIGHTS', 'MOST_MARKS', 'Look', 'ruler', 'look_of', 'finite', 'short', 'places', 'span_of', 'LaneFeed',
-           'Charts']
+           'HEIGHTS', 'MOST_MARKS', 'Look', 'ruler', 'look_of', 'finite', 'short', 'places', 'wired', 'span_of',
+           'LaneFeed', 'Charts']
 
 # %% ../../nbs/views/86b_curves.ipynb #curves02
 import math
@@ -116,14 +116,19 @@ def places(values):
     "Places on an axis as plain numbers; times of day need more than six digits."
     return [float(f"{value:.15g}") for value in np.asarray(values, dtype=float).tolist()]
 
-# %% ../../nbs/views/86b_curves.ipynb #c4a58dcf
+# %% ../../nbs/views/86b_curves.ipynb #71e8ee7f
+def wired(values, dtype="f8"):
+    "An array as the browser reads it; it cannot read an empty one."
+    return np.asarray(values).astype(dtype) if len(values) else []
+
+# %% ../../nbs/views/86b_curves.ipynb #04bb74bb
 def span_of(places, window):
     "First and last position of the rows inside a window, and one beyond on each side."
     if window is None: return 0, len(places)
     first, last = np.searchsorted(places, window)
     return max(0, int(first) - 1), min(len(places), int(last) + 1)
 
-# %% ../../nbs/views/86b_curves.ipynb #bbb2f58e
+# %% ../../nbs/views/86b_curves.ipynb #5a4a1de1
 class LaneFeed:
     "What one lane has on the screen, and how far it has been sent."
 
@@ -135,7 +140,7 @@ class LaneFeed:
         self.thinned = 0  # rows seen at the last refill
         self._dots = []
 
-# %% ../../nbs/views/86b_curves.ipynb #5e9fc4c5
+# %% ../../nbs/views/86b_curves.ipynb #a0146e7d
 @patch
 def forget(self: LaneFeed):
     "What was smoothed before does not hold any more."
@@ -169,16 +174,16 @@ def refill(self: LaneFeed, series, weight, window, place):
     first, last = span_of(at, window)
     chosen = first + thin(series.loss[first:last], series.gradient_norm[first:last], SCREEN // 2)
     data = dict(loss=series.loss, smooth=smooth, gradient_norm=series.gradient_norm, learning_rate=series.learning_rate)
-    self.rows.data = {"step": at[chosen], **{name: finite(values[chosen]).astype("f4") for name, values in data.items()}}
+    self.rows.data = {"step": wired(at[chosen]), **{name: wired(finite(values[chosen]), "f4") for name, values in data.items()}}
     at = place(series.validation_step, series.validation_time)
     first, last = span_of(at, window)
     chosen = first + thin(series.validation_loss[first:last], series.validation_loss[first:last], SCREEN // 2)
-    self.validation.data = dict(step=at[chosen], validation_loss=finite(series.validation_loss[chosen]).astype("f4"))
+    self.validation.data = dict(step=wired(at[chosen]), validation_loss=wired(finite(series.validation_loss[chosen]), "f4"))
     self.sent, self.validated = len(series.step), len(series.validation_step)
     self.thinned = self.sent
     self._fit_dots()
 
-# %% ../../nbs/views/86b_curves.ipynb #a0146e7d
+# %% ../../nbs/views/86b_curves.ipynb #59f073bf
 @patch
 def stream(self: LaneFeed, series, weight, window, place):
     "Sends the rows that came since, as far as they lie in the window."
@@ -202,7 +207,7 @@ def crowded(self: LaneFeed):
     shown = max(len(self.rows.data["step"]), len(self.validation.data["step"]))
     return shown > SCREEN or self.sent > SCREEN and self.sent - self.thinned > max(BURST, self.sent // 50)
 
-# %% ../../nbs/views/86b_curves.ipynb #3496f58a
+# %% ../../nbs/views/86b_curves.ipynb #164ad1fd
 MARKS = {  # kind of event -> marker, colour, size; the others are in the tree's list of events
     "stressor": ("dash", None, 13), "trigger": ("inverted_triangle", "#e69f00", 9), "decision": ("diamond", "#0072b2", 9), "collapse": ("star", "#009e73", 12),
     "trigger_ignored": ("inverted_triangle", GREY, 8), "futures_failed": ("x", "#d55e00", 9), "command": ("square", "#cc79a7", 7), "note": ("square_pin", "#cc79a7", 10),
@@ -210,7 +215,7 @@ MARKS = {  # kind of event -> marker, colour, size; the others are in the tree's
 HEIGHTS = {"stressor": 0.045, "checkpoint": 0.955}  # the others lie between the two
 MOST_MARKS = 400  # of one kind on the screen, the latest
 
-# %% ../../nbs/views/86b_curves.ipynb #ba768bfa
+# %% ../../nbs/views/86b_curves.ipynb #0bef2d2a
 class Charts:
     "Figures, legend and caption for the lanes of one run."
 
@@ -240,7 +245,7 @@ class Charts:
         self._grid.children = [self._make_figure(*one) for one in (("validation_loss", scale), ("gradient_norm", "log"), ("learning_rate", self._rates))]
         self.connect_legend()
 
-# %% ../../nbs/views/86b_curves.ipynb #3e55d870
+# %% ../../nbs/views/86b_curves.ipynb #35f4e049
 @patch
 def chosen(self: Charts, moment):
     "The series that are drawn."
@@ -288,7 +293,7 @@ def _make_figure(self: Charts, column, scale, **options):
     self.read_with(fig, sources, column, title + (", smoothed," if column == "smooth" else ""))
     return fig
 
-# %% ../../nbs/views/86b_curves.ipynb #35f4e049
+# %% ../../nbs/views/86b_curves.ipynb #9aa6e436
 @patch
 def y_range(self: Charts, column, **cap):
     "A vertical range: all that is shown, or where outliers are ignored what lies between the quantiles CALM."
@@ -334,7 +339,7 @@ def _zoomed(self: Charts, event): self._look_at((event.x0, event.x1))
 @patch
 def _unzoomed(self: Charts, event): self._look_at(None)
 
-# %% ../../nbs/views/86b_curves.ipynb #9aa6e436
+# %% ../../nbs/views/86b_curves.ipynb #4418bda8
 @patch
 def _look_at(self: Charts, window):
     self.window = window
@@ -382,7 +387,7 @@ def _values(self: Charts, feed, column):
     source = feed.validation if column == "validation_loss" else feed.rows
     return [np.asarray(source.data[column], dtype=float)] if column in source.data else []
 
-# %% ../../nbs/views/86b_curves.ipynb #4418bda8
+# %% ../../nbs/views/86b_curves.ipynb #aeac2c42
 @patch
 def _fit(self: Charts, shown, values):
     "Sets a range to the quantiles of what is shown."
@@ -422,7 +427,7 @@ def mine(self: Charts, moment):
     known = {series.key: series for series in moment.series}
     return [known[key] for key in self.keys]
 
-# %% ../../nbs/views/86b_curves.ipynb #aeac2c42
+# %% ../../nbs/views/86b_curves.ipynb #71f2d223
 @patch
 def _mark_frozen(self: Charts, moment, place):
     "A cross where a lane stopped being finite; at the edge where that is off the linear axis."

@@ -59,7 +59,7 @@ def span(self: Past): "Unix times of the first and the last thing that is known.
 def when(self: Past, share):
     "The time at which a share of all steps of the tree had been taken; pauses take no time of a replay."
     if not len(self.times): return self.facts["created"]
-    return float(self.times[min(len(self.times) - 1, max(0, math.ceil(share * len(self.times)) - 1))])
+    return float(self.times[min(len(self.times) - 1, max(0, math.ceil(share * len(self.times) - 1e-9) - 1))])
 
 @patch
 def share(self: Past, when): "The share of all steps that had been taken at a time."; return float(np.searchsorted(self.times, when, "right") / max(1, len(self.times)))

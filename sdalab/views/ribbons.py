@@ -16,7 +16,7 @@ import numpy as np
 from bokeh.events import MouseLeave, MouseMove, Tap
 from bokeh.models import (Column, ColumnDataSource, CustomJS, DataRange1d, Div, FixedTicker, InlineStyleSheet, Label, Line, Node,
                           NumeralTickFormatter, Quad, Range1d, Row, Scatter, Select, Span, Stack, VArea)
-from .curves import BURST, GREY, SCREEN, places, ruler, short, span_of
+from .curves import BURST, GREY, SCREEN, places, ruler, short, span_of, wired
 from .following import PROBABILITIES, REGIMES, last_finite, thin
 from fastcore.basics import patch
 
@@ -106,7 +106,7 @@ def strip_columns(left, right, regime, level):
 # %% ../../nbs/views/86c_ribbons.ipynb #e681eff7
 def packed(columns):
     "The same columns as arrays, which are fewer bytes where there are many rows."
-    return {name: np.array(values, dtype="f8" if name == "step" else "f4") for name, values in columns.items()}
+    return {name: wired(values, "f8" if name == "step" else "f4") for name, values in columns.items()}
 
 # %% ../../nbs/views/86c_ribbons.ipynb #fa6f4143
 class SenseFeed:

@@ -14,7 +14,7 @@ import numpy as np
 from bokeh.models import ColumnDataSource, Line
 from ..checked import BadInput
 from ..journal.schema import signal_columns
-from .curves import BURST, SCREEN, finite, places, ruler, short, span_of
+from .curves import BURST, SCREEN, finite, places, ruler, short, span_of, wired
 from .following import Column, debiased, thin
 from fastcore.basics import patch
 
@@ -90,7 +90,7 @@ def refill(self: SignalFeed, rows, weight, window, place):
     first, last = span_of(where, window)
     shown = at[first:last]
     chosen = thin(values[shown], values[shown], SCREEN // 2)
-    self.source.data = dict(step=where[first:last][chosen], value=finite(values[shown][chosen]).astype("f4"), smooth=finite(smooth[first:last][chosen]).astype("f4"))
+    self.source.data = dict(step=wired(where[first:last][chosen]), value=wired(finite(values[shown][chosen]), "f4"), smooth=wired(finite(smooth[first:last][chosen]), "f4"))
     self.sent = self.thinned = len(at)
 
 @patch
