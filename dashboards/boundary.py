@@ -222,6 +222,7 @@ class BoundaryPage:
         if len(numbers) == 2 and all(number.isdecimal() and len(number) < 6 for number in numbers) and all(int(at) < n for at, n in zip(numbers, self.view.size)):
             self.pixel = tuple(map(int, numbers))
             self.view.mark(*self.pixel)
+            self._address()
 
     def _tell(self):
         "What is wrong, and what is under way."
@@ -320,6 +321,7 @@ class BoundaryPage:
             if job.state == "running": lines.append("A worker runs this pixel alone, and then those beside it…")
             if job.state == "failed": lines.append(f"Its curve could not be computed: {html.escape(job.said)}")
             lines += [f"The curve's record {html.escape(line)}." for line in job.told.splitlines() if line.startswith("in the map: ")]
+        elif not self.curves and self.allowed: lines.append("Click it on the map to run it alone.")
         name = f"{self.key}-{self.pixel[0]}-{self.pixel[1]}"
         run, there = self.workers.trained.get(name), self.workers.journal(name).exists()
         if there: lines.append(self._link(name))

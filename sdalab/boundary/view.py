@@ -8,7 +8,7 @@ Docs: https://sdalab.github.io/sdalab/boundary/view.html.md"""
 __all__ = ['TONES', 'PALER', 'NOTHING', 'COLOURS', 'INK', 'POINT', 'TICKS', 'QUIET', 'HINT', 'levels', 'blend', 'inks',
            'on_screen', 'digits', 'in_words', 'plain', 'told', 'MapView', 'share_of']
 
-# %% ../../nbs/boundary/79a_view.ipynb #9e588ae2
+# %% ../../nbs/boundary/79a_view.ipynb #996e0ab4
 import html, math
 from typing import Callable
 import numpy as np, panel as pn, xarray as xr
@@ -20,7 +20,7 @@ from scipy.ndimage import distance_transform_edt
 from .landscape import LABELS, Axis
 from .pictures import palette, ruler, tones
 
-# %% ../../nbs/boundary/79a_view.ipynb #0d7284d1
+# %% ../../nbs/boundary/79a_view.ipynb #a330b9c0
 TONES = 127
 PALER, NOTHING = '#9a9a9a', '#8a8a8a' # what the paler tones lean to; where nothing is known
 COLOURS = {'class': 'class', 'torkamandi': "Torkamandi's score", 'sohl_dickstein': "Sohl-Dickstein's score"} # a map can be coloured by
@@ -42,7 +42,7 @@ def blend(one: str, other: str, share: float) -> str: "A colour between two."; r
 def inks() -> list[str]: "The colours of `levels`."; return [NOTHING, *palette(TONES), *(blend(ink, PALER, 0.45) for ink in palette(TONES))]
 INK = {name: palette(TONES)[round((tone + 1) / 2 * (TONES - 1))] for name, tone in zip(LABELS, (-0.6, 0.0, 0.6))} # of a class
 
-# %% ../../nbs/boundary/79a_view.ipynb #3b4ad215
+# %% ../../nbs/boundary/79a_view.ipynb #c8c0be8e
 def on_screen(n: int, # pixels of the map, one way
               first: float, last: float, # the part that is seen, as shares
               most: int, # pixels of the screen
@@ -53,7 +53,7 @@ def on_screen(n: int, # pixels of the map, one way
     count = max(1, min(end - begin, most))
     return begin + ((np.arange(count) + 0.5) * (end - begin) / count).astype(int), begin / n, end / n
 
-# %% ../../nbs/boundary/79a_view.ipynb #abd63396
+# %% ../../nbs/boundary/79a_view.ipynb #dd8451bd
 def digits(values: np.ndarray) -> int: # [n] ascending
     "Significant digits that tell neighbours apart."
     values = np.asarray(values)
@@ -79,7 +79,7 @@ def told(dataset: xr.Dataset, column: int, row: int) -> dict[str, str]:
     said |= {'mean of the last losses': plain(one['last']), 'largest': f"{plain(one['largest'])} times the first loss", 'steps run': f"{one['steps']:,}"}
     return said | ({'not finite from step': f"{one['nonfinite']:,}"} if one['nonfinite'] >= 0 else {})
 
-# %% ../../nbs/boundary/79a_view.ipynb #732add7d
+# %% ../../nbs/boundary/79a_view.ipynb #656e6168
 POINT = """
 const n = [columns, rows], ends = [[x.start, x.end], [y.start, y.end]], at = [cb_obj.x, cb_obj.y].map((u, k) => Math.floor((u - low[k]) / (high[k] - low[k]) * n[k]))
 const inside = at.every((p, k) => p >= 0 && p < n[k])
@@ -116,7 +116,7 @@ class MapView(pn.viewable.Viewer):
     def size(self) -> tuple[int, int]: "Columns and rows."; return self.dataset.sizes['x'], self.dataset.sizes['y']
     def __panel__(self): return pn.pane.Bokeh(self.view, sizing_mode='stretch_width')
 
-# %% ../../nbs/boundary/79a_view.ipynb #77d26bd8
+# %% ../../nbs/boundary/79a_view.ipynb #3194c15d
 from fastcore.basics import patch
 
 @patch
@@ -124,7 +124,7 @@ def _make_figure(self: MapView):
     "The axes, the tools and what they do."
     ranges = [Range1d(low, high, bounds=(low, high)) for _, low, high in self.rulers]
     box, pan, wheel = BoxSelectTool(), PanTool(), WheelZoomTool()
-    fig = figure(x_range=ranges[0], y_range=ranges[1], tools=[box, pan, wheel, ResetTool(), SaveTool()], sizing_mode='stretch_width', aspect_ratio=min(2.0, max(0.6, self.size[0] / self.size[1])),
+    fig = figure(x_range=ranges[0], y_range=ranges[1], tools=[box, pan, wheel, ResetTool(), SaveTool()], sizing_mode='scale_width', width=600, height=round(600 / min(2.0, max(0.6, self.size[0] / self.size[1]))),
                  max_width=760, min_border_right=12, toolbar_location='above')
     fig.toolbar.logo, fig.toolbar.active_drag, fig.grid.visible = None, box, False
     for axis, (label, low, high), name in zip((fig.xaxis, fig.yaxis), self.rulers, 'xy'):
@@ -170,7 +170,7 @@ def pixel_at(self: MapView, u: float, v: float) -> tuple[int, int] | None: # col
     at = tuple(math.floor(share * n) for share, n in zip(self.shares(u, v), self.size))
     return at if all(0 <= p < n for p, n in zip(at, self.size)) else None
 
-# %% ../../nbs/boundary/79a_view.ipynb #55ab86a6
+# %% ../../nbs/boundary/79a_view.ipynb #c47c2fed
 @patch
 def show(self: MapView, dataset: xr.Dataset, painted: np.ndarray | None = None, colour: str | None = None):
     "Show another state of the same map."
