@@ -1,11 +1,15 @@
 "The live lab in a real browser: tree, branch by hand, replay, compare, links, exports, alerts, and what a page may not do."
 import asyncio
 import json
+import os
 import re
+import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
@@ -276,3 +280,24 @@ def test_names_in_the_address_are_no_paths(address, runs, browser):
     browser.goto(f"{address}?run=sample&view=compare&runs={json.dumps(['../outside/secret'])}")
     browser.get_by_text("Reading the runs").wait_for()
     assert browser.locator(".tabulator-row").count() == 0
+
+
+@pytest.mark.skipif("SDALAB_SOAK" not in os.environ, reason="long: make soak")
+def test_two_hundred_viewers_leave_no_memory_behind(runs, profile, tmp_path):
+    command = [sys.executable, "-m", "panel", "serve", "dashboards/live.py", "--address", "127.0.0.1", "--port", "5907", "--unused-session-lifetime", "2000", "--check-unused-sessions", "1000", "--args", str(runs)]
+    with (tmp_path / "log").open("w") as log: process = subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=log, stderr=log)
+    try:
+        wait_until(lambda: "app running" in (tmp_path / "log").read_text(), "the server", 120)
+        memory = {}
+        for viewer in range(1, 201):
+            page = profile.new_page()
+            page.goto(f"http://127.0.0.1:5907/live?run=sample&view={('now', 'tree', 'replay', 'compare')[viewer % 4]}")
+            page.locator(".bk-Figure").first.wait_for(timeout=120_000)
+            page.close()
+            if viewer in (50, 200):
+                time.sleep(10)  # sessions that nobody uses end
+                memory[viewer] = psutil.Process(process.pid).memory_info().rss / 2**20
+        assert memory[200] < 1.1 * memory[50] + 20, memory
+    finally:
+        process.terminate()
+        process.wait(20)
