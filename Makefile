@@ -29,8 +29,8 @@ docs: $(READY) ## the chapters as a searchable site in _docs/
 bench: $(READY) ## speed and memory against their targets: a table, and bench.json
 	$(BIN)/python -m bench
 
-soak: $(READY) ## the long campaigns: 200 kills at random moments, 10,000 damaged files (about a quarter of an hour)
-	SDALAB_SOAK=1 $(BIN)/python -m pytest tests/test_codec.py tests/test_checkpoints.py --durations=4
+soak: $(READY) ## the long campaigns: 200 kills at random moments, 10,000 damaged files, 200 viewers (about half an hour)
+	SDALAB_SOAK=1 $(BIN)/python -m pytest tests/test_codec.py tests/test_checkpoints.py tests/test_lab.py --durations=4
 
 lab: $(READY) ## JupyterLab with the chapters
 	$(BIN)/jupyter lab --notebook-dir nbs

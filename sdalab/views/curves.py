@@ -118,8 +118,8 @@ def places(values):
 
 # %% ../../nbs/views/86b_curves.ipynb #71e8ee7f
 def wired(values, dtype="f8"):
-    "An array as the browser reads it; it cannot read an empty one."
-    return np.asarray(values).astype(dtype) if len(values) else []
+    "An array as the browser reads it; short ones as plain numbers, for it cannot read an empty one."
+    return np.asarray(values).astype(dtype) if len(values) > 256 else (places if dtype == "f8" else short)(values)
 
 # %% ../../nbs/views/86b_curves.ipynb #04bb74bb
 def span_of(places, window):

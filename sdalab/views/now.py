@@ -270,7 +270,7 @@ def _make_widgets(self: RunView):
         calm=pmui.Switch.from_param(self.param.calm, label="Ignore outliers", margin=(14, 4)), forks=pmui.Switch.from_param(self.param.forks, label="Forks", margin=(14, 4)))
     self.signal_widgets = dict(
         group=pmui.Select.from_param(self.param.group, label="Signals", options={"none": ""} | {title: title for title in grouped()}, width=230, **small),
-        filter=pmui.TextInput.from_param(self.param.filter, label="or by name (regular expression)", width=230, **small),
+        filter=pmui.TextInput.from_param(self.param.filter, label="or by name, as a pattern", width=230, **small),
         pinned=pmui.MultiChoice.from_param(self.param.pinned, label="pinned on top", width=360, margin=(5, 8)))
 
 @patch

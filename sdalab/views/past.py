@@ -202,10 +202,9 @@ def _show_at(self: ReplayView):
     if self.past is None: return
     moment = self.past.at(self.past.when(self.at))
     if self.slider.value != round(self.at * FRAMES): self.slider.value = round(self.at * FRAMES)
-    with pn.io.hold():
-        self.picture.feed(moment)
-        self.now.show(moment)
-        self.where.object = f"<div class=\"words\">{self._words(moment)}</div>"
+    self.picture.feed(moment)
+    self.now.show(moment)
+    self.where.object = f'<div class="words">{self._words(moment)}</div>'
 
 # %% ../../nbs/views/86i_past.ipynb #f432a46d
 @patch
