@@ -11,13 +11,15 @@ from bench.boundary_page import page_rows
 from bench.checkpoints import checkpoint_rows
 from bench.clipping import clipping_rows
 from bench.engine import engine_rows
+from bench.futures import futures_rows
 from bench.journal import journal_rows
+from bench.live import live_rows
 from bench.proxy import proxy_rows
 from bench.senses import sense_rows
 from sdalab.training.train import machine
 
 SUITES = {"engine": engine_rows, "clipping": clipping_rows, "journal": journal_rows, "checkpoints": checkpoint_rows, "senses": sense_rows, "boundary": boundary_rows,
-          "boundary_page": page_rows, "proxy": proxy_rows}
+          "boundary_page": page_rows, "proxy": proxy_rows, "futures": futures_rows, "live": live_rows}
 
 
 def shown(row) -> list[str]:

@@ -7,7 +7,7 @@ Docs: https://sdalab.github.io/sdalab/cli.html.md"""
 # %% auto #0
 __all__ = ['app', 'runs_app', 'SetOption', 'plan', 'train_run', 'train_command', 'refuse_existing', 'say_sensed', 'finish',
            'sense_command', 'list_command', 'show_command', 'export_command', 'delete_command', 'picture', 'Page',
-           'demo_command', 'sized', 'show_result', 'main']
+           'demo_command', 'steer', 'sized', 'show_result', 'main']
 
 # %% ../nbs/90_cli.ipynb #cadb1794
 import math, os, subprocess, sys, time
@@ -18,6 +18,7 @@ from .checked import BadInput
 from .journal.export import export, export_all
 from .journal.reader import Run, delete_run, runs
 from .journal.schema import JournalError, RunInUse
+from .hand_commands import accept_command, discard_command, note_command, predict_command
 from .map_commands import map_command, maps_app
 from .terminal import ROOT, RootOption, ask, check_root, duration, err, find_run, out, say, table, watching
 from .tree_commands import branch_command, checkpoints_app, propose_command, replay_command, tree_command
@@ -29,7 +30,7 @@ runs_app = typer.Typer(no_args_is_help=True, help='List, show, export and delete
 app.add_typer(runs_app, name='runs')
 app.add_typer(checkpoints_app, name='checkpoints')
 app.add_typer(maps_app, name='maps')
-for name, command in dict(tree=tree_command, branch=branch_command, propose=propose_command, replay=replay_command, map=map_command).items(): app.command(name)(command)
+for name, command in dict(tree=tree_command, branch=branch_command, propose=propose_command, replay=replay_command, map=map_command, predict=predict_command, accept=accept_command, discard=discard_command, note=note_command).items(): app.command(name)(command)
 
 SetOption = Annotated[Optional[list[str]], typer.Option('--set', metavar='KEY=VALUE', help='Change one field; dots go down: `optimizer.learning_rate=1e-3`. May be repeated.')]
 
@@ -57,10 +58,11 @@ def train_run(config, root: Path, # folder that holds the runs
              ) -> str: # 'finished', 'interrupted' by somebody, or 'out of time'
     "Train with progress on the terminal; Ctrl-C ends after the step under way."
     from sdalab.checkpoints.resume import train
+    from sdalab.futures.by_hand import ByHand
     from sdalab.futures.orchestrator import futures
     from sdalab.regime.monitor import senses
     started = time.monotonic()
-    with watching(config.name, config.steps) as (report, interrupt): status = train(config, root/config.name, seconds, report, say, lambda config: senses(config) + futures(config))
+    with watching(config.name, config.steps) as (report, interrupt): status = train(config, root/config.name, seconds, report, say, lambda config: [*senses(config), *futures(config), ByHand(senses)])
     late = seconds is not None and time.monotonic() - started > seconds and not interrupt.asked
     return 'out of time' if status == 'interrupted' and late else status
 
@@ -245,7 +247,7 @@ def demo_command(
     page: Annotated[Optional[Path], typer.Option(help='The live page to serve beside it: dashboards/live.py.')] = None,
     stay: Annotated[bool, typer.Option(help='Keep the page open at the end until Enter is pressed.')] = sys.stdin is not None and sys.stdin.isatty(),
     root: RootOption = ROOT):
-    "Train eight small decoders side by side, one of them too hot, and watch."
+    "Train eight small decoders side by side, one of them too hot, and watch; then one that steers itself."
     from sdalab.training.configuration import load_config
     if not 0 < seconds < math.inf: raise BadInput(f'seconds = {seconds:g}: should be above 0')
     check_root(root)
@@ -257,8 +259,23 @@ def demo_command(
         status = train_run(config, root, 1.3 * seconds)
         run = Run(root/name)
         show_result(run, status)
+        if status != 'interrupted': status = steer(root, f'{name}-futures')
         if live.process and stay: input(f'The page stays open at http://127.0.0.1:{live.port}/{page.stem} until you press Enter. ')
     if status == 'interrupted': raise typer.Exit(130)
+
+def steer(root: Path, name: str) -> str: # how it ended
+    "A run that goes back when its data turn bad, tries several ways on, and continues from one that is proven."
+    from sdalab.journal.records import records
+    from sdalab.training.configuration import load_config
+    from sdalab.tree_commands import draw_tree, show_candidates
+    config = load_config('futures', name=name)
+    trouble = config.stressors[0]
+    out.print(f'\n{name}: one lane; from step {trouble["start"]} to {trouble["stop"]} its targets are random, and the run may try alternate futures', markup=False, highlight=False)
+    status, run = train_run(config, root, None), Run(root/name)
+    for record in records(run.run_dir): show_candidates(run, record)
+    out.print(draw_tree(run))
+    out.print(f'by hand: sdalab branch {name} --at {config.steps // 2} --propose\nwhy:     {run.run_dir}/branches/*/decision.json', markup=False, highlight=False)
+    return status
 
 def sized(config, seconds: float):
     "The configuration with as many steps as fit into the time, measured on a few."

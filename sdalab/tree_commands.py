@@ -117,6 +117,9 @@ def branch_command(
     from sdalab.regime.monitor import senses
     decisions = [parse_decision(text) for text in set_]
     until = at + steps if steps else run.config['steps']
+    if is_held(run.run_dir):
+        ask(run, 'branch', dict(at=at, decisions=[d.changes() for d in decisions], steps=until - at, **({} if node is None else dict(node=node))))
+        return out.print(f'{name}: the process that trains it branches after its next step; see `sdalab tree {name}`', markup=False, highlight=False)
     with watching(f'{name}, fork', until) as (report, interrupt): forks = branch(run.run_dir, at, decisions, node, steps, seconds, report, say, senses)
     out.print(table(outcomes(run, forks), f'{name}: the futures of step {at}; differences to the path they left, on the same batches, in nats per token'))
     out.print(f'tree:    sdalab tree {name}\nverify:  sdalab replay {name} NODE', markup=False, highlight=False)
@@ -168,7 +171,7 @@ def show_candidates(run: Run, record: dict, node: int | None = None):
     title = f"{run.name}: futures tried at step {record['step']}, from step {record['root']['step']}; differences to staying after so many steps and gains at a common rate, in nats per token"
     out.print(table(candidates(record), title))
     if record['verdict'] != 'accepted': return out.print('none beats staying beyond its error: leave the run as it is', markup=False, highlight=False)
-    typed = ','.join(f'{key}={value}' for key, value in record['decision'].items())
+    typed = ','.join(f'{key}={value}' for key, value in Decision(**record['decision']).compose(Decision(pass_over=record['pass_over'])).changes().items())
     if record['asked']: out.print(f"to go on: sdalab branch {run.name} --at {record['root']['step']} --set {typed}{'' if node is None else f' --node {node}'}", markup=False, highlight=False, soft_wrap=True)
     else: out.print(f"the run goes on from step {record['root']['step']} under {changes(record['decision'])}, in fork {record['collapse']}", markup=False, highlight=False, soft_wrap=True)
 

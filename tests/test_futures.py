@@ -90,6 +90,11 @@ def decided(run_dir):
     return plain
 
 
+def taken(record):
+    "What the main line went on under."
+    return Decision(**record["decision"]).compose(Decision(pass_over=record["pass_over"]))
+
+
 def kinds(run_dir):
     return set(Run(run_dir).events().kind)
 
@@ -323,7 +328,7 @@ def test_a_loss_that_is_not_finite_is_rewound(tmp_path):
     assert train(settings.replace(futures=settings.futures.replace(armed=False)), tmp_path / "dies") == "finished" and len(losses(tmp_path / "dies")[0]) == 51
     assert go(settings, tmp_path / "lives") == "finished" and losses(tmp_path / "lives")[0][-1] == 89
     record, = records(tmp_path / "lives")
-    assert record["trigger"] == "loss or gradient is not finite" and record["decision"] == {"pass_over": 20 + 51 - record["root"]["step"]}
+    assert record["trigger"] == "loss or gradient is not finite" and record["decision"] == {"pass_over": 20} and record["pass_over"] == 51 - record["root"]["step"]
     assert np.isfinite(losses(tmp_path / "lives")[1]["loss"]).all()
     assert_account(tmp_path / "lives")
     go(settings, tmp_path / "parts", stopping((0, 45), (3, 60)))
@@ -439,7 +444,7 @@ def test_what_a_person_decided_after_the_root_stays_in_force(tmp_path):
     line = lineage(nodes, main_line(Run(tmp_path / "r")))
     assert record["root"]["step"] == 20 and [int(n) for n in line][0] == 1 and len(line) == 2, "the line leaves node 1, before the person's node"
     standing = Decision(**nodes.decision[line[-1]])
-    assert standing == Decision(learning_rate_scale=0.5).compose(Decision(**record["decision"]))
+    assert standing == Decision(learning_rate_scale=0.5).compose(taken(record))
     assert all(Decision(**nodes.decision[t["node"]]).learning_rate_scale == 0.5 * t["decision"].get("learning_rate_scale", 1.0) for t in record["tried"])
     for node in replays(tmp_path / "r"): assert replay(tmp_path / "r", int(node)).identical
 
@@ -458,7 +463,7 @@ def test_a_person_takes_the_number_of_the_fork_to_come(whole, tmp_path):
 def test_the_winner_by_hand_is_a_fork_of_its_own(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "r")
     record = records(whole)[0]
-    twin, = branch(tmp_path / "r", record["root"]["step"], [Decision(**record["decision"])], node=1, steps=10)
+    twin, = branch(tmp_path / "r", record["root"]["step"], [taken(record)], node=1, steps=10)
     nodes = Run(tmp_path / "r").nodes()
     assert twin == nodes.fork.max() > records(whole)[-1]["collapse"], "not the main line itself"
     node = int(nodes.node[nodes.fork == twin].iloc[0])
@@ -519,3 +524,14 @@ def test_the_tree_shows_the_path_that_survived(whole, capsys):
     assert shown.count("tried: ") == 10 and "accepted" in shown and f"fork {fork}, decided at step 117: " in shown
     line, = [text for text in shown.splitlines() if "← main line" in text]
     assert f"fork {fork}" in line
+
+
+def test_the_shipped_proxy_chooses_and_says_what_it_expects(tmp_path):
+    settings = config(steps=70, proxy="proxy.safetensors", proposals=32, proposer=dict(name="grid"))
+    for name, stops in (("whole", []), ("parts", [(0, 24)])):
+        for stop in stops: go(settings, tmp_path / name, stopping(stop))
+        assert go(settings, tmp_path / name) == "finished"
+    record, = records(tmp_path / "whole")
+    assert decided(tmp_path / "whole") == decided(tmp_path / "parts") and len(record["proposals"]) == 32
+    assert all(t["risk"] <= record["forecast"]["highest_risk"] + 1e-6 for t in record["tried"] if t["kind"] == "proposal")
+    assert all(len(p["median"]) == len(record["forecast"]["horizons"]) for p in record["proposals"])

@@ -6,13 +6,13 @@ Docs: https://sdalab.github.io/sdalab/checkpoints/branch.html.md"""
 
 # %% auto #0
 __all__ = ['COMPARED', 'ABBREVIATIONS', 'sources', 'load_lane', 'stand_at', 'Difference', 'first_difference', 'retrace', 'Replay',
-           'replay', 'first_other_tensor', 'parse_decision', 'parent_at', 'keep_root', 'find_fork', 'branch']
+           'replay', 'first_other_tensor', 'parse_decision', 'parent_at', 'keep_root', 'find_fork', 'branch', 'grow']
 
 # %% ../../nbs/checkpoints/45_branch.ipynb #ae22d099
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
+from typing import Callable, get_args
 import numpy as np, pandas as pd, torch, xarray as xr
 from ..checked import BadInput
 from .codec import BadCheckpoint, Checkpoint, raw_bytes
@@ -166,8 +166,9 @@ def parse_decision(text: str, # 'noop', or 'key=value' with commas between sever
     for part in text.split(','):
         key, equals, value = part.partition('=')
         if not equals: raise BadInput(f"--set {text}: {part!r} should be key=value, such as lr_scale=0.8; or the whole be noop")
-        value = parse_value(value)
-        fields[ABBREVIATIONS.get(key.strip(), key.strip())] = float(value) if type(value) is int else value
+        name, value = ABBREVIATIONS.get(key.strip(), key.strip()), parse_value(value)
+        whole = name in Decision.model_fields and int in (Decision.model_fields[name].annotation, *get_args(Decision.model_fields[name].annotation))
+        fields[name] = float(value) if type(value) is int and not whole else value
     return Decision(**fields)
 
 def parent_at(run: Run, at: int, # steps taken before the fork
@@ -235,9 +236,12 @@ def branch(run_dir, at: int, # steps taken before the fork
         found = [find_fork(run, parent, at, futures) for futures in together]
         complete = [fork is not None and is_complete(run, fork, until) for fork in found]
         if all(complete): raise BadInput(f"fork {found[0]} has taken these steps already; see `sdalab tree {run.name}`, or give more --steps to go on with it")
-        return [fork if done else _grow(run, journal, parent, along, at, futures, fork, until, seconds, report, say, callbacks(config)) for futures, fork, done in zip(together, found, complete)]
+        return [fork if done else grow(run, journal, parent, along, at, futures, fork, until, seconds, report, say, callbacks(config)) for futures, fork, done in zip(together, found, complete)]
 
-def _grow(run, journal, parent, along, at, decisions, fork, until, seconds, report, say, carried) -> int:
+def grow(run: Run, journal: Journal, parent: int, along: int, # the node that is left, the node whose path is followed
+         at: int, decisions: list[Decision], fork: int | None, # none: a new one
+         until: int, seconds=None, report=None, say=lambda sentence: None, carried: list[Callback] = ()) -> int: # number of the fork
+    "Futures of one fork, on a journal that is open: up to a step, the end of the time, or a stop. Raises `BadInput` where the past cannot be taken again."
     trainer, source = stand_at(run, along, at)
     if difference := retrace(trainer, history(run, along), at):
         raise BadInput(f"step {difference.step}, taken again from {source}, is not what the journal says ({difference.signal} was {difference.recorded!r} and is {difference.replayed!r}), so a fork would not be one of this run; `sdalab replay` tells more")

@@ -97,22 +97,22 @@ def predictions(run: Run, over: int = 10, # last steps before a horizon that the
     "Every prediction of a run's decisions for what was rolled out, with what came of it. Decisions without a proxy have none."
     rows = []
     for record in records(run.run_dir):
-        stay = next(t['losses'] for t in record['tried'] if t['kind'] == 'stay')
+        no_op = next(t['losses'] for t in record['tried'] if t['kind'] == 'rewind_and_skip') # from the root, on the same batches: what the proxy compares with
         for i, tried in enumerate(record['tried']):
             said = next((p for p in record['proposals'] if p['decision'] == tried['decision']), {})
             if tried['kind'] != 'proposal' or 'median' not in said: continue
             for at, h in enumerate(record['forecast']['horizons']):
                 ends = {name: missing if said[name][at] is None else said[name][at] for name, missing in (('low', -np.inf), ('high', np.inf), ('median', np.nan), ('risk', np.nan))}
                 rows.append(dict(run=run.name, trigger=record['step'], candidate=i, horizon=h, predicted=ends['median'], low=ends['low'], high=ends['high'],
-                                 outcome=_paired_difference(tried['losses'], stay, max(0, h - over), h), risk=ends['risk']))
+                                 outcome=_paired_difference(tried['losses'], no_op, max(0, h - over), h), risk=ends['risk']))
     return pd.DataFrame(rows, columns=[*PREDICTED, 'risk'])
 
-def _paired_difference(own, stay, first, last): # losses, None from where a future broke -> mean difference; infinite where one broke, NaN where one is too short, or both broke
-    own, stay = (np.array(losses, dtype=float)[:last] for losses in (own, stay))
-    if len(own) < last or len(stay) < last: return np.nan
-    broken = np.isnan(own).any(), np.isnan(stay).any()
+def _paired_difference(own, no_op, first, last): # losses, None from where a future broke -> mean difference; infinite where one broke, NaN where one is too short, or both broke
+    own, no_op = (np.array(losses, dtype=float)[:last] for losses in (own, no_op))
+    if len(own) < last or len(no_op) < last: return np.nan
+    broken = np.isnan(own).any(), np.isnan(no_op).any()
     if any(broken): return np.nan if all(broken) else np.inf if broken[0] else -np.inf
-    return float((own - stay)[first:].mean())
+    return float((own - no_op)[first:].mean())
 
 # %% ../../nbs/evaluation/64_interventions.ipynb #41237f24
 def selection(table: pd.DataFrame, # with the columns PREDICTED

@@ -164,7 +164,8 @@ ASKED = 'a person asked for it'
 def for_run(proposer: Proposer, run: TrainConfig) -> Proposer:
     "The proposer with the part of its spaces that the run's optimizer can follow, in its smallest batches too."
     rows = min([run.rows, *(run.rows // s.factor for s in map(build_stressor, run.stressors) if isinstance(s, LongSequences))])
-    return proposer.replace(**{field: getattr(proposer, field).suited(run.optimizer, rows) for field in ('space', 'options') if hasattr(proposer, field)})
+    fitting = lambda space: (space if any(any(lane.weight_decay) for lane in run.lanes()) else space.replace(weight_decay_scale=[1.0])).suited(run.optimizer, rows)
+    return proposer.replace(**{field: fitting(getattr(proposer, field)) for field in ('space', 'options') if hasattr(proposer, field)})
 
 class Futures(Callback):
     "Tries alternate futures while a run trains."

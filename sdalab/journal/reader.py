@@ -207,7 +207,7 @@ def command(self: Run, id: int, # from `send`
     return {name: None if value is pd.NA else value for name, value in facts.items()}
 
 # %% ../../nbs/journal/07_reader.ipynb #a3ec68c2
-COMMANDS = ('pause', 'resume', 'stop', 'decide', 'checkpoint', 'pin', 'sense', 'propose')
+COMMANDS = ('pause', 'resume', 'stop', 'decide', 'checkpoint', 'pin', 'sense', 'propose', 'branch', 'accept', 'discard', 'note')
 
 def _select(rows: dict, nodes: np.ndarray, first: int | None, last: int | None) -> dict:
     "The rows of some nodes and steps."

@@ -7,8 +7,8 @@ Docs: https://sdalab.github.io/sdalab/views/curves.html.md"""
 # %% auto #0
 __all__ = ['COLOURS', 'DASHES', 'LANES', 'GREY', 'SCREEN', 'DOT', 'DOTS', 'BURST', 'ROWS', 'CALM', 'READ', 'UNREAD', 'HIDE',
            'HINT', 'TITLES', 'TALL', 'GRID', 'LEGEND_STYLE', 'HEAD_STYLE', 'CSS_DASHES', 'AXES', 'AXIS_WORDS', 'MARKS',
-           'HEIGHTS', 'MOST_MARKS', 'Look', 'ruler', 'look_of', 'finite', 'short', 'places', 'span_of', 'LaneFeed',
-           'Charts']
+           'HEIGHTS', 'MOST_MARKS', 'Look', 'ruler', 'look_of', 'finite', 'short', 'places', 'wired', 'span_of',
+           'LaneFeed', 'Charts']
 
 # %% ../../nbs/views/86b_curves.ipynb #curves02
 import math
@@ -19,10 +19,10 @@ from bokeh.models import (BoxZoomTool, CheckboxButtonGroup, Column, ColumnDataSo
                           InlineStyleSheet, Label, Line, LinearScale, Node, NumeralTickFormatter, DatetimeTickFormatter,
                           PanTool, Range1d, ResetTool, SaveTool, Scatter, Span, WheelZoomTool)
 from bokeh.plotting import figure
-from .following import debiased, differing, lane_labels, thin
+from .following import Column as Rows, debiased, differing, lane_labels, thin
 from fastcore.basics import patch
 
-# %% ../../nbs/views/86b_curves.ipynb #027e26e7
+# %% ../../nbs/views/86b_curves.ipynb #bd6020ab
 # Okabe and Ito's colours for the colour-blind, without black and yellow, which one of the two backgrounds would swallow.
 COLOURS = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#8c8c8c", "#8f7d00"
 DASHES = "solid", "dashed", "dotted", "dotdash"
@@ -75,12 +75,12 @@ LEGEND_STYLE = """
 """
 HEAD_STYLE = ":host { position: sticky; top: 0; z-index: 2; max-height: 40vh; overflow-y: auto; background: var(--mui-palette-background-default, Canvas); }"  # read at any chart
 
-# %% ../../nbs/views/86b_curves.ipynb #bba2737e
+# %% ../../nbs/views/86b_curves.ipynb #915034c8
 CSS_DASHES = {"solid": "solid", "dashed": "dashed", "dotted": "dotted", "dotdash": "double"}
 AXES = {"step": "step", "tokens": "M tokens", "minutes": "min", "clock": "ms"}  # what the charts may go by, and its unit
 AXIS_WORDS = {"step": "optimizer step", "tokens": "million tokens of a lane", "minutes": "minutes since the run began", "clock": "time of day"}
 
-# %% ../../nbs/views/86b_curves.ipynb #92392153
+# %% ../../nbs/views/86b_curves.ipynb #ca899ff3
 class Look(NamedTuple):
     "How charts are drawn; another look means other figures."
     axis: str = "step"  # of AXES
@@ -88,7 +88,7 @@ class Look(NamedTuple):
     log: bool = False  # losses on a logarithmic axis
     calm: bool = False  # whether the vertical axes ignore outliers
 
-# %% ../../nbs/views/86b_curves.ipynb #74a6ef3e
+# %% ../../nbs/views/86b_curves.ipynb #02348678
 def ruler(moment, axis):
     "What turns steps and their Unix times into places on the axis."
     if axis == "tokens": return lambda step, time: step * (moment.tokens_a_step / 1e6)
@@ -96,45 +96,65 @@ def ruler(moment, axis):
     if axis == "clock": return lambda step, time: time * 1e3
     return lambda step, time: step
 
-# %% ../../nbs/views/86b_curves.ipynb #daff57a9
+# %% ../../nbs/views/86b_curves.ipynb #c778437a
 def look_of(index):
     "Colour and dash of a lane."
     return COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
 
-# %% ../../nbs/views/86b_curves.ipynb #fec438a5
+# %% ../../nbs/views/86b_curves.ipynb #83d08a03
 def finite(values):
     "What Bokeh draws as a gap where there is no number."
     return np.where(np.isfinite(values), values, np.nan)
 
-# %% ../../nbs/views/86b_curves.ipynb #0e9c41af
+# %% ../../nbs/views/86b_curves.ipynb #44e7807f
 def short(values):
     "Plain numbers of six digits, which are fewer bytes on the wire."
     return [float(f"{value:.6g}") for value in finite(np.asarray(values, dtype=float)).tolist()]
 
-# %% ../../nbs/views/86b_curves.ipynb #d0cb6701
+# %% ../../nbs/views/86b_curves.ipynb #464dac65
 def places(values):
     "Places on an axis as plain numbers; times of day need more than six digits."
-    return [float(f"{value:.13g}") for value in np.asarray(values, dtype=float).tolist()]
+    return [float(f"{value:.15g}") for value in np.asarray(values, dtype=float).tolist()]
 
-# %% ../../nbs/views/86b_curves.ipynb #4f022206
+# %% ../../nbs/views/86b_curves.ipynb #71e8ee7f
+def wired(values, dtype="f8"):
+    "An array as the browser reads it; it cannot read an empty one."
+    return np.asarray(values).astype(dtype) if len(values) else []
+
+# %% ../../nbs/views/86b_curves.ipynb #04bb74bb
 def span_of(places, window):
     "First and last position of the rows inside a window, and one beyond on each side."
     if window is None: return 0, len(places)
     first, last = np.searchsorted(places, window)
     return max(0, int(first) - 1), min(len(places), int(last) + 1)
 
-# %% ../../nbs/views/86b_curves.ipynb #c3c694f8
+# %% ../../nbs/views/86b_curves.ipynb #5a4a1de1
 class LaneFeed:
     "What one lane has on the screen, and how far it has been sent."
 
     def __init__(self):
         self.rows = ColumnDataSource({name: [] for name in ROWS})
         self.validation = ColumnDataSource({"step": [], "validation_loss": []})
-        self.sent, self.validated, self.average = 0, 0, (0.0, 0)
+        self.sent, self.validated = 0, 0
+        self.forget()
         self.thinned = 0  # rows seen at the last refill
         self._dots = []
 
-# %% ../../nbs/views/86b_curves.ipynb #13e47220
+# %% ../../nbs/views/86b_curves.ipynb #a0146e7d
+@patch
+def forget(self: LaneFeed):
+    "What was smoothed before does not hold any more."
+    self.smoothed, self.average = Rows("f4"), (0.0, 0)
+
+@patch
+def smooth(self: LaneFeed, loss, weight):
+    "The moving average of all rows; each is looked at once."
+    fresh = loss[len(self.smoothed.values):]
+    if len(fresh):
+        smooth, self.average = debiased(fresh, weight, self.average)
+        self.smoothed.extend(smooth)
+    return self.smoothed.values
+
 @patch
 def dots(self: LaneFeed, colour):
     "Marks at the validations, as long as they are few."
@@ -150,26 +170,26 @@ def _fit_dots(self: LaneFeed):
 @patch
 def refill(self: LaneFeed, series, weight, window, place):
     "Sends the whole window, thinned."
-    smooth, self.average = debiased(series.loss, weight)
-    at = place(series.step, series.time)
+    smooth, at = self.smooth(series.loss, weight), place(series.step, series.time)
     first, last = span_of(at, window)
     chosen = first + thin(series.loss[first:last], series.gradient_norm[first:last], SCREEN // 2)
     data = dict(loss=series.loss, smooth=smooth, gradient_norm=series.gradient_norm, learning_rate=series.learning_rate)
-    self.rows.data = {"step": at[chosen], **{name: finite(values[chosen]).astype("f4") for name, values in data.items()}}
+    self.rows.data = {"step": wired(at[chosen]), **{name: wired(finite(values[chosen]), "f4") for name, values in data.items()}}
     at = place(series.validation_step, series.validation_time)
     first, last = span_of(at, window)
     chosen = first + thin(series.validation_loss[first:last], series.validation_loss[first:last], SCREEN // 2)
-    self.validation.data = dict(step=at[chosen], validation_loss=finite(series.validation_loss[chosen]).astype("f4"))
+    self.validation.data = dict(step=wired(at[chosen]), validation_loss=wired(finite(series.validation_loss[chosen]), "f4"))
     self.sent, self.validated = len(series.step), len(series.validation_step)
     self.thinned = self.sent
     self._fit_dots()
 
+# %% ../../nbs/views/86b_curves.ipynb #59f073bf
 @patch
 def stream(self: LaneFeed, series, weight, window, place):
     "Sends the rows that came since, as far as they lie in the window."
     fresh = slice(self.sent, len(series.step))
     if fresh.start == fresh.stop: return
-    smooth, self.average = debiased(series.loss[fresh], weight, self.average)
+    smooth = self.smooth(series.loss, weight)[fresh]
     chosen = thin(series.loss[fresh], series.gradient_norm[fresh], BURST)
     at = place(series.step[fresh], series.time[fresh])
     data = dict(loss=series.loss[fresh], smooth=smooth, gradient_norm=series.gradient_norm[fresh], learning_rate=series.learning_rate[fresh])
@@ -181,14 +201,13 @@ def stream(self: LaneFeed, series, weight, window, place):
     self.sent, self.validated = len(series.step), len(series.validation_step)
     self._fit_dots()
 
-# %% ../../nbs/views/86b_curves.ipynb #42748122
 @patch(as_prop=True)
 def crowded(self: LaneFeed):
     "Whether there is more on the screen than it can show, or its end is drawn much denser than the rest."
     shown = max(len(self.rows.data["step"]), len(self.validation.data["step"]))
     return shown > SCREEN or self.sent > SCREEN and self.sent - self.thinned > max(BURST, self.sent // 50)
 
-# %% ../../nbs/views/86b_curves.ipynb #a3f2aa58
+# %% ../../nbs/views/86b_curves.ipynb #164ad1fd
 MARKS = {  # kind of event -> marker, colour, size; the others are in the tree's list of events
     "stressor": ("dash", None, 13), "trigger": ("inverted_triangle", "#e69f00", 9), "decision": ("diamond", "#0072b2", 9), "collapse": ("star", "#009e73", 12),
     "trigger_ignored": ("inverted_triangle", GREY, 8), "futures_failed": ("x", "#d55e00", 9), "command": ("square", "#cc79a7", 7), "note": ("square_pin", "#cc79a7", 10),
@@ -196,7 +215,7 @@ MARKS = {  # kind of event -> marker, colour, size; the others are in the tree's
 HEIGHTS = {"stressor": 0.045, "checkpoint": 0.955}  # the others lie between the two
 MOST_MARKS = 400  # of one kind on the screen, the latest
 
-# %% ../../nbs/views/86b_curves.ipynb #1919131f
+# %% ../../nbs/views/86b_curves.ipynb #0bef2d2a
 class Charts:
     "Figures, legend and caption for the lanes of one run."
 
@@ -219,13 +238,14 @@ class Charts:
         self._ranges = {}  # column -> the vertical range that follows what is shown
         self.top, self._grid = Column(sizing_mode="stretch_width", stylesheets=[InlineStyleSheet(css=TALL)]), Column(sizing_mode="stretch_width", stylesheets=[InlineStyleSheet(css=GRID)])
         head = Column(self.legend, self.caption, sizing_mode="stretch_width", stylesheets=[InlineStyleSheet(css=HEAD_STYLE)])
-        self.view = Column(head, self.top, self._grid, sizing_mode="stretch_width", stylesheets=[InlineStyleSheet(css=TALL)])
+        self.more = Column(sizing_mode="stretch_width", stylesheets=[InlineStyleSheet(css=GRID.replace("480px", "360px"))])
+        self.view = Column(head, self.top, self._grid, self.more, sizing_mode="stretch_width", stylesheets=[InlineStyleSheet(css=TALL)])
         scale = "log" if look.log else "linear"
         self.top.children = [self._make_figure("smooth", scale, height=270)]
         self._grid.children = [self._make_figure(*one) for one in (("validation_loss", scale), ("gradient_norm", "log"), ("learning_rate", self._rates))]
         self.connect_legend()
 
-# %% ../../nbs/views/86b_curves.ipynb #5e9fc4c5
+# %% ../../nbs/views/86b_curves.ipynb #35f4e049
 @patch
 def chosen(self: Charts, moment):
     "The series that are drawn."
@@ -273,7 +293,7 @@ def _make_figure(self: Charts, column, scale, **options):
     self.read_with(fig, sources, column, title + (", smoothed," if column == "smooth" else ""))
     return fig
 
-# %% ../../nbs/views/86b_curves.ipynb #a0146e7d
+# %% ../../nbs/views/86b_curves.ipynb #9aa6e436
 @patch
 def y_range(self: Charts, column, **cap):
     "A vertical range: all that is shown, or where outliers are ignored what lies between the quantiles CALM."
@@ -319,7 +339,7 @@ def _zoomed(self: Charts, event): self._look_at((event.x0, event.x1))
 @patch
 def _unzoomed(self: Charts, event): self._look_at(None)
 
-# %% ../../nbs/views/86b_curves.ipynb #59f073bf
+# %% ../../nbs/views/86b_curves.ipynb #4418bda8
 @patch
 def _look_at(self: Charts, window):
     self.window = window
@@ -354,6 +374,7 @@ def feed(self: Charts, moment, weight):
     "Sends what is new, or everything on the screen where that has changed."
     wanted, place = (moment.generation, weight, self.window), ruler(moment, self.look.axis)
     for feed, series in zip(self.feeds, self.mine(moment)):
+        if feed.sent > len(series.step) or self.filled and wanted[:2] != self.filled[:2]: feed.forget()
         if wanted != self.filled or feed.crowded or feed.sent > len(series.step): feed.refill(series, weight, self.window, place)
         else: feed.stream(series, weight, self.window, place)
     self.filled = wanted
@@ -366,7 +387,7 @@ def _values(self: Charts, feed, column):
     source = feed.validation if column == "validation_loss" else feed.rows
     return [np.asarray(source.data[column], dtype=float)] if column in source.data else []
 
-# %% ../../nbs/views/86b_curves.ipynb #fec71fdd
+# %% ../../nbs/views/86b_curves.ipynb #aeac2c42
 @patch
 def _fit(self: Charts, shown, values):
     "Sets a range to the quantiles of what is shown."
@@ -380,8 +401,8 @@ def _fit(self: Charts, shown, values):
 @patch
 def _feed_events(self: Charts, moment, place):
     "One mark for all lanes that one event hits at once."
-    if moment.marks is self._told: return
-    self._told, hit, at = moment.marks, {}, {key: i for i, key in enumerate(self.keys)}
+    if (moment.generation, len(moment.marks)) == self._told: return  # marks only grow, but for a rewind
+    self._told, hit, at = (moment.generation, len(moment.marks)), {}, {key: i for i, key in enumerate(self.keys)}
     for mark in moment.marks:
         if mark.kind in MARKS and (mark.key is None or mark.key in at): hit.setdefault((mark.kind, mark.step, mark.words), (mark.time, set()))[1].update(at.values() if mark.key is None else [at[mark.key]])
     by_kind = {}
@@ -406,7 +427,7 @@ def mine(self: Charts, moment):
     known = {series.key: series for series in moment.series}
     return [known[key] for key in self.keys]
 
-# %% ../../nbs/views/86b_curves.ipynb #3e55d870
+# %% ../../nbs/views/86b_curves.ipynb #71f2d223
 @patch
 def _mark_frozen(self: Charts, moment, place):
     "A cross where a lane stopped being finite; at the edge where that is off the linear axis."

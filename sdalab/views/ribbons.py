@@ -16,11 +16,11 @@ import numpy as np
 from bokeh.events import MouseLeave, MouseMove, Tap
 from bokeh.models import (Column, ColumnDataSource, CustomJS, DataRange1d, Div, FixedTicker, InlineStyleSheet, Label, Line, Node,
                           NumeralTickFormatter, Quad, Range1d, Row, Scatter, Select, Span, Stack, VArea)
-from .curves import BURST, GREY, SCREEN, places, ruler, short, span_of
+from .curves import BURST, GREY, SCREEN, places, ruler, short, span_of, wired
 from .following import PROBABILITIES, REGIMES, last_finite, thin
 from fastcore.basics import patch
 
-# %% ../../nbs/views/86c_ribbons.ipynb #8e61b6b2
+# %% ../../nbs/views/86c_ribbons.ipynb #b2cbd327
 WORDS = ("learning", "plateau", "edge of stability/oscillating", "chaotic", "benign divergence", "catastrophic divergence", "overfitting")
 NAMES = tuple(name.split("_")[0] for name in REGIMES)  # short enough for a lane's reading
 # Paul Tol's "bright" set for the colour-blind, in an order of its own; none of them is a lane's colour.
@@ -60,7 +60,7 @@ select.bk-input { color: inherit; font: inherit; border: 1px solid #8a8a8a; bord
 select.bk-input option { background: Canvas; color: CanvasText; }
 """
 
-# %% ../../nbs/views/86c_ribbons.ipynb #d1aaf726
+# %% ../../nbs/views/86c_ribbons.ipynb #030344b0
 def most_probable(senses, where=slice(None)):
     "Number and probability of the most probable regime in some rows; -1 and NaN where there is none."
     table = np.array([senses[name][where] for name in PROBABILITIES], dtype=float)
@@ -68,7 +68,7 @@ def most_probable(senses, where=slice(None)):
     table = np.where(known, table, 0.0)
     return np.where(known, table.argmax(0), -1), np.where(known, table.max(0), np.nan)
 
-# %% ../../nbs/views/86c_ribbons.ipynb #ff92cdb3
+# %% ../../nbs/views/86c_ribbons.ipynb #fe2006d3
 def now_of(series, rows=slice(None)):
     "What a lane's table row says: words and probability of its regime, its number, and its last index; of some rows, at their end."
     last = slice(*rows.indices(len(series.step)))
@@ -77,7 +77,7 @@ def now_of(series, rows=slice(None)):
     words = f"{WORDS[int(regime)]} {probability:.0%}".replace("%", "\u2009%") if regime >= 0 else "–"
     return words, int(regime), last_finite(series.senses["uncertainty_index"][max(0, last.stop - 100):last.stop])
 
-# %% ../../nbs/views/86c_ribbons.ipynb #960c8d5d
+# %% ../../nbs/views/86c_ribbons.ipynb #3558397a
 def stretches(senses, at, first, last, stride):
     "Ends, regimes and levels of the stretches of `stride` rows from `first` on, whose places are `at`, each under the regime that is most probable on average."
     starts = np.arange(first, last, stride)
@@ -88,7 +88,7 @@ def stretches(senses, at, first, last, stride):
     level = np.where(regime >= 0, np.ceil(LEVELS * np.nan_to_num(probability)), 0).astype(int)
     return at[ends - first], regime, level
 
-# %% ../../nbs/views/86c_ribbons.ipynb #61370889
+# %% ../../nbs/views/86c_ribbons.ipynb #5571c59c
 def merged(left, right, regime, level):
     "Stretches as columns of the strip; neighbours that look the same are one, and those of no regime are left out."
     changes = np.flatnonzero((np.diff(regime) != 0) | (np.diff(level) != 0))
@@ -97,18 +97,18 @@ def merged(left, right, regime, level):
     drawn = [(lefts[head], right[tail], int(regime[head]), int(level[head])) for head, tail in zip(heads, tails) if regime[head] >= 0]
     return [list(column) for column in zip(*drawn)] or [[], [], [], []]
 
-# %% ../../nbs/views/86c_ribbons.ipynb #ab650a25
+# %% ../../nbs/views/86c_ribbons.ipynb #ec76fed0
 def strip_columns(left, right, regime, level):
     "What the browser draws; a regime that is barely ahead is still seen."
     opacity = [round(0.15 + 0.85 * n / LEVELS, 3) for n in level]
     return dict(left=list(map(float, left)), right=list(map(float, right)), colour=[HUES[i] for i in regime], alpha=opacity)
 
-# %% ../../nbs/views/86c_ribbons.ipynb #5767be3b
+# %% ../../nbs/views/86c_ribbons.ipynb #e681eff7
 def packed(columns):
     "The same columns as arrays, which are fewer bytes where there are many rows."
-    return {name: np.array(values, dtype="f8" if name == "step" else "f4") for name, values in columns.items()}
+    return {name: wired(values, "f8" if name == "step" else "f4") for name, values in columns.items()}
 
-# %% ../../nbs/views/86c_ribbons.ipynb #f1917f98
+# %% ../../nbs/views/86c_ribbons.ipynb #fa6f4143
 class SenseFeed:
     "What the senses of one lane have on the screen, and how far it has been sent."
 
@@ -118,7 +118,7 @@ class SenseFeed:
         self.alarms = ColumnDataSource(dict(step=[], drawn=[]))
         self.sent, self.told, self.thinned, self.stride, self.edge = 0, 0, 0, 1, None
 
-# %% ../../nbs/views/86c_ribbons.ipynb #ac0a814f
+# %% ../../nbs/views/86c_ribbons.ipynb #e36ac575
 @patch
 def refill(self: SenseFeed, series, window, place):
     "Sends the whole window, thinned."
@@ -165,7 +165,7 @@ def _rows(self: SenseFeed, series, chosen, at, base=0):
 def _alarms(self: SenseFeed, series, chosen, when):
     return dict(step=places(when[chosen]), drawn=short(np.clip(series.alarms[chosen, 1], -HIGHEST, HIGHEST)))
 
-# %% ../../nbs/views/86c_ribbons.ipynb #cdacff3b
+# %% ../../nbs/views/86c_ribbons.ipynb #d29bb60c
 @patch
 def _strip(self: SenseFeed, series, first, last, edge, place):
     if first == last: return [], [], [], []
@@ -189,7 +189,7 @@ def crowded(self: SenseFeed):
     shown = max(len(self.rows.data["step"]), len(self.alarms.data["step"]), 2 * len(self.strip.data["right"]))
     return shown > SCREEN or self.sent > SCREEN and self.sent - self.thinned > max(BURST, self.sent // 50)
 
-# %% ../../nbs/views/86c_ribbons.ipynb #c5399d87
+# %% ../../nbs/views/86c_ribbons.ipynb #37098407
 class Mixture:
     "The probabilities of all regimes of the one lane that was chosen."
 
@@ -221,7 +221,7 @@ class Mixture:
         "Whether there is more on the screen than it can show."
         return len(self.source.data["step"]) > SCREEN or self.sent > SCREEN and self.sent - self.thinned > max(BURST, self.sent // 50)
 
-# %% ../../nbs/views/86c_ribbons.ipynb #9d88f5df
+# %% ../../nbs/views/86c_ribbons.ipynb #1a723a00
 class SenseCharts:
     "The index and the regimes below the other charts, with their steps, their lanes and their pointer."
 
@@ -234,7 +234,7 @@ class SenseCharts:
         self._heads = [self._head()] if "regimes" in self.shown else []
         self._arrange()
 
-# %% ../../nbs/views/86c_ribbons.ipynb #ccbbe2e5
+# %% ../../nbs/views/86c_ribbons.ipynb #cdcc2449
 @patch
 def _head(self: SenseCharts):
     "The regimes in words, and which lane is shown whole."
@@ -272,14 +272,14 @@ def _make_index(self: SenseCharts):
         drawn.append(fig.add_glyph(feed.rows, Line(x="step", y="drawn", line_color=colour, line_dash=dash, line_width=1.2)))
         drawn.append(fig.add_glyph(feed.alarms, Scatter(x="step", y="drawn", marker="triangle", size=9, fill_color=colour, line_color=GREY)))
     fig.add_glyph(self.floor, Scatter(x="step", y="y", fill_alpha=0, line_alpha=0))
-    for value in THRESHOLDS:
+    for value, side in zip(THRESHOLDS, ("left", "right")):
         fig.add_layout(Span(location=value, dimension="width", line_color=GREY, line_dash="dashed", line_width=1.5))
-        fig.add_layout(Label(x=Node(target="frame", symbol="right", offset=-4), y=value, text=f"{value}", text_align="right",
+        fig.add_layout(Label(x=Node(target="frame", symbol=side, offset=4 if side == "left" else -4), y=value, text=f"{value}", text_align=side,
                              text_baseline="middle", text_font_size="10px", padding=2, **BADGE))
     self.charts.read_with(fig, [feed.rows for feed in self.feeds], "uncertainty_index", "Uncertainty index")
     return fig
 
-# %% ../../nbs/views/86c_ribbons.ipynb #3a8c4083
+# %% ../../nbs/views/86c_ribbons.ipynb #97a82b9b
 @patch
 def _make_strips(self: SenseCharts):
     count = len(self._names)

@@ -1,0 +1,148 @@
+"What the live page costs: opening a very long run, zooming, a tick on the wire, and five viewers beside training."
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from bench.rows import Row
+from sdalab.journal.schema import signal_columns
+from sdalab.journal.writer import Journal
+from sdalab.views.following import PROBABILITIES, Tail
+from sdalab.views.now import RunView
+
+STEPS, VIEWERS = 1_000_000, 5
+ROOT = Path(__file__).parents[1]
+NAMES = [*(name for name in signal_columns() if name != "validation_loss" and not name.startswith(("regime_", "index_", "uncertainty")))][:19]
+WATCHED = [*NAMES, "uncertainty_index", "index_volatility", "index_entropy", "index_disagreement", *PROBABILITIES]
+
+
+def live_rows():
+    "On the server, and in a real browser where there is one."
+    with tempfile.TemporaryDirectory() as folder:
+        write_long(Path(folder) / "long")
+        yield from server_rows(Path(folder) / "long")
+        if program := find_chromium():
+            yield from browser_rows(Path(folder), program)
+
+
+def write_long(run_dir: Path, steps: int = STEPS):
+    "A run of one lane with thirty signals."
+    rng, names = np.random.default_rng(0), WATCHED
+    values = rng.standard_normal((len(names), 1000))
+    values[-len(PROBABILITIES):] = np.abs(values[-len(PROBABILITIES):]) / np.abs(values[-len(PROBABILITIES):]).sum(0)
+    cells = [[[float(value)] for value in row] for row in values]
+    with Journal.create(run_dir, dict(steps=steps, rows=8, model=dict(context=64)), {}) as journal:
+        node = journal.node(0, settings=dict(seed=0))
+        for step in range(steps):
+            journal.steps(step, [node], {name: cells[i][step % 1000] for i, name in enumerate(names)})
+
+
+def server_rows(run_dir: Path):
+    "Processor time of the server: from a journal to all that a first picture shows, and of a zoom."
+    size = (run_dir / "journal.db").stat().st_size / 2**20
+    start = time.process_time()
+    tail = Tail(run_dir)
+    view = RunView(source=lambda names: look(tail, names))
+    view.tick()
+    opened = time.process_time() - start
+    yield Row(f"live: open {STEPS:,} steps x {len(WATCHED)} signals, server", opened, "s", limit=f"processor time; a file of {size:.0f} MiB", target="<= 2")
+    view.tick()
+    zooms = []
+    for i in range(9):
+        start = time.process_time()
+        view.charts._look_at((1e5 * i, 1e5 * i + 5e4))
+        zooms.append(time.process_time() - start)
+    yield Row("live: a zoom into it, server", 1e3 * statistics.median(zooms), "ms", limit="processor time", target="<= 200")
+
+
+def look(tail: Tail, names) -> object:
+    "The next moment, with some further columns."
+    tail.wanted |= frozenset(names)
+    return tail.look()
+
+
+def find_chromium() -> str | None:
+    "The browser, where there is one."
+    named = os.environ.get("CHROMIUM")
+    return shutil.which(named) if named else next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
+
+
+@contextmanager
+def served(folder: Path):
+    "The page for a folder, in a process of its own: its address and process."
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "panel", "serve", str(ROOT / "dashboards/live.py"), "--address", "127.0.0.1", "--port", str(port), "--args", str(folder)]
+    log = (folder / "log").open("w+")
+    process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        while "app running" not in (folder / "log").read_text():
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}/live", process
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+FULL = "() => [...Bokeh.documents[0]?._all_models.values() ?? []].some((m) => m.data?.smooth && m.data.loss && m.data.step.length > 900)"
+ZOOM = """() => new Promise((done) => {
+    const models = [...Bokeh.documents[0]._all_models.values()], source = models.find((m) => m.data?.smooth && m.data.loss), before = source.data, started = performance.now()
+    const range = models.find((m) => m.type === 'Figure').x_range
+    const wait = () => source.data !== before && source.data.step.at(-1) < 310000 ? done(performance.now() - started) : setTimeout(wait, 5)
+    const frame = models.find((m) => m.type === 'Figure')
+    range.setv({start: 200000, end: 300000}); Bokeh.index.find_one(frame).trigger_ranges_update_event([range]); wait()
+})"""
+
+
+def browser_rows(folder: Path, program: str):
+    "What a viewer waits for, what a step sends, and what five viewers take."
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as playwright, served(folder) as (address, process):
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport=dict(width=1280, height=1000))
+        page.goto(f"{address}?run=long")
+        page.wait_for_function(FULL, timeout=120_000)
+        page.close()
+        page = browser.new_page(viewport=dict(width=1280, height=1000))
+        start = time.perf_counter()
+        page.goto(f"{address}?run=long")
+        page.wait_for_function(FULL, timeout=120_000, polling=20)
+        yield Row("live: the same in a browser, page included", time.perf_counter() - start, "s", limit="the second viewer; scripts are loaded anew")
+        yield Row("live: a zoom, in a browser", page.evaluate(ZOOM), "ms", limit="from the gesture to the new points")
+        page.close()
+        training = subprocess.Popen([sys.executable, "tests/synthetic_run.py", str(folder / "eight"), "--rate", "20", "--steps", "100000", "--sensed", "1"], cwd=ROOT)
+        try:
+            yield from viewer_rows(browser, address, process)
+        finally:
+            training.terminate()
+            training.wait(20)
+
+
+def viewer_rows(browser, address: str, process):
+    "Five pages on a run of eight lanes that takes twenty steps a second."
+    frames, pages = [], [browser.new_page() for _ in range(VIEWERS)]
+    pages[0].on("websocket", lambda ws: ws.on("framereceived", lambda frame: frames.append(len(frame))))
+    for page in pages:
+        page.goto(f"{address}?run=eight")
+    for page in pages:
+        page.wait_for_selector(".bk-Figure", timeout=120_000)
+    time.sleep(3)
+    server, sent, start = psutil.Process(process.pid), len(frames), time.perf_counter()
+    before = sum(server.cpu_times()[:2])
+    pages[0].wait_for_timeout(20_000)
+    wall = time.perf_counter() - start
+    share = 100 * (sum(server.cpu_times()[:2]) - before) / (wall * (os.cpu_count() or 1))
+    yield Row(f"live: {VIEWERS} viewers of a run of 8 lanes", share, "% of the machine", limit=f"the server's processor time, {os.cpu_count()} cores", target="<= 3")
+    yield Row("live: a tick of the page with 10 new steps of 8 lanes", sum(frames[sent:]) / (wall / 0.5) / 1e3, "kB", limit="all that came through the websocket", target="<= 20")
+    for page in pages:
+        page.close()

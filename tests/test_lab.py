@@ -1,0 +1,277 @@
+"The live lab in a real browser: tree, branch by hand, replay, compare, links, exports, alerts, and what a page may not do."
+import asyncio
+import json
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from tornado.httpclient import HTTPClientError, HTTPRequest
+from tornado.websocket import websocket_connect
+
+from sdalab.journal.reader import Run
+from sdalab.journal.tree import history, main_lines
+from sdalab.views.following import sample_run
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_live import (MARKUP, MODELS, PATIENCE, browser, card, press, processes, profile, serve, shows, sources, spot, train, until, wait_until)  # noqa: E402, F401
+
+SMALL = "model.width=16", "model.inner_width=16", "model.hidden_width=32", "rows=1", "checkpoints.every=20", "evaluate_every=20", "evaluate_batches=1"
+LONG = 240  # seconds for what starts a process that trains, on a busy machine
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    "Three runs that only look like training: one that branched, and two to compare it with."
+    folder = tmp_path_factory.mktemp("lab")
+    sample_run(folder)
+    sample_run(folder, lanes=2, forked=False, name="wide")
+    sample_run(folder, steps=90, forked=False, name=MARKUP)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(serve, runs): return serve(runs)
+
+
+def command(processes, *words):
+    "Starts a command of the lab."
+    return processes("-m", "sdalab.cli", *words)
+
+
+def small(name, runs, steps):
+    "The words that train a very small run."
+    sets = [word for change in SMALL for word in ("--set", change)]
+    return "train", "edge-95k", "--runs", runs, "--name", name, "--steps", steps, "--set", 'monitor.preset="off"', *sets
+
+
+def fill(page, label, value):
+    "Types a value into a field, as a person does."
+    field = page.get_by_label(label, exact=True).first
+    field.fill(str(value))
+    field.press("Tab")
+
+
+def open_panel(page):
+    "Opens the panel for branching by hand."
+    page.get_by_role("button", name="Branch by hand").click()
+    page.get_by_role("button", name="Go", exact=True).wait_for()
+
+
+def choose(page, label, text):
+    "Chooses an entry of a list."
+    page.get_by_role("combobox", name=label).click()
+    page.locator(".MuiMenuItem-root").filter(has_text=text).first.click()
+
+
+def in_link(page, *parts):
+    "Waits until the address holds something."
+    wait_until(lambda: all(part in page.url for part in parts), f"{parts} in the address")
+
+
+def test_the_tree_tells_why_and_compares(address, runs, browser):
+    browser.goto(f"{address}?run=sample&view=tree")
+    until(browser, "models.some((m) => m.data?.outcome === undefined && m.data?.decision?.length === 5)")
+    drawn = next(data for data in sources(browser, "decision") if len(data["node"]) == 5)
+    assert drawn["node"] == [1, 4, 1, 2, 3] and drawn["words"][0] == "on the path that survived" and drawn["words"][2] == "the main line, until it was left"
+    browser.get_by_text("came from").wait_for()
+    in_link(browser, "node=4")
+    choose(browser, "compared with", "1: as configured")
+    browser.get_by_text("Since step 20: node 4 less node 1 is").wait_for()
+    browser.locator(".bk-Figure").nth(2).wait_for()
+    in_link(browser, "other=1")
+    browser.reload()
+    browser.get_by_text("Since step 20: node 4 less node 1 is").wait_for()  # the link shows what its sender saw
+    browser.mouse.click(*spot(browser, "Time goes", 24, 3))  # the last branch
+    browser.get_by_text("Node 3", exact=True).wait_for()
+    in_link(browser, "node=3")
+
+
+def test_a_run_is_branched_by_its_trainer_and_by_a_worker(address, runs, browser, processes):
+    process = command(processes, *small("real", runs, 100_000))
+    wait_until(lambda: (runs / "real/journal.db").exists(), "the run", LONG)
+    wait_until(lambda: Run(runs / "real").progress().get("step", 0) > 60, "its first steps", LONG)
+    browser.set_default_timeout(1000 * LONG)
+    browser.goto(f"{address}?run=real&view=tree&node=1")
+    open_panel(browser)
+    fill(browser, "branch after step", 40)
+    fill(browser, "steps to take", 30)
+    fill(browser, "learning rate scale", 0.5)
+    press(browser, "Go")
+    wait_until(lambda: "branch" in set(Run(runs / "real").events().kind), "the trainer branches", LONG)
+    run = Run(runs / "real")
+    forked = run.nodes().query("fork == 1")
+    assert forked.first_step.tolist() == [40, 40] and [d["learning_rate_scale"] for d in forked.decision] == [1.0, 0.5] and forked.last_step.tolist() == [69, 69]
+    until(browser, "models.some((m) => m.data?.decision?.length === 3 && m.data.node.includes(3))")  # and the page shows it
+    assert run.status() == "running" and run.commands().kind.tolist() == ["branch"]
+    press(browser, "Stop")
+    press(browser, "Stop the run")
+    assert process.wait(LONG) == 130
+
+    fill(browser, "steps to take", 10)
+    fill(browser, "weight decay scale", 0.25)
+    press(browser, "Go")
+    browser.get_by_text("a worker is at it").wait_for()
+    wait_until(lambda: 2 in set(run.nodes().fork) and run.nodes().query("fork == 2").last_step.notna().all(), "the worker", LONG)
+    browser.get_by_text("branch: done").wait_for()
+    browser.goto(f"{address}?run=real&view=tree&node=3")
+    open_panel(browser)
+    press(browser, "Verify by running again")
+    browser.get_by_text("identical to the bit").wait_for()
+    press(browser, "Accept into the main line")
+    wait_until(lambda: "collapse" in set(run.events().kind), "the future is accepted", LONG)
+    line = history(run, next(iter(main_lines(run).values())), ["loss"])
+    assert [int(node) for node in dict.fromkeys(line.node.values)] == [1, 3] and int(line.step[-1]) == 69
+
+
+def test_a_form_takes_valid_decisions_only(address, browser):
+    browser.goto(f"{address}?run=sample&view=tree&node=4")
+    open_panel(browser)
+    assert browser.get_by_role("button", name="Accept into the main line").is_disabled()
+    browser.get_by_role("button", name="further fields").click()
+    fill(browser, "reset warmup", 20)
+    press(browser, "Add this future")
+    browser.get_by_text("belongs to a reset").wait_for()
+    choose(browser, "momentum reset", "first")
+    press(browser, "Add this future")
+    browser.get_by_text("momentum_reset=first, reset_warmup=20").wait_for()
+    fill(browser, "learning rate scale", -3)  # below the least that the field takes
+    press(browser, "Add this future")
+    browser.locator("td", has_text="learning_rate_scale=0").wait_for()
+
+
+def test_a_replay_never_shows_what_was_not_yet_known(address, browser):
+    browser.goto(f"{address}?run=sample&view=replay&at=0.5")
+    browser.get_by_text("50 steps taken in 3 nodes").wait_for()
+    drawn = next(data for data in sources(browser, "decision") if len(data["node"]))
+    assert 4 not in drawn["node"] and "the main line, until it was left" not in drawn["words"]
+    losses = next(data for data in sources(browser, "smooth") if "loss" in data)
+    assert losses["step"][-1] == 39 and browser.get_by_text("Node 4").count() == 0
+    choose(browser, "Speed", "a run in 5 s")
+    press(browser, "Play")
+    browser.get_by_text("100 steps taken in 4 nodes").wait_for()  # the whole run
+    until(browser, "models.some((m) => m.data?.smooth && m.data.loss && m.data.step.at(-1) === 59)")
+    wait_until(lambda: "at=" not in browser.url, "the end, where a replay begins")
+    browser.get_by_label("History").focus()
+    browser.keyboard.press("Home")
+    browser.get_by_text("1 steps taken in 1 nodes").wait_for()
+
+
+def test_runs_are_compared(address, browser):
+    browser.goto(f"{address}?run=sample&view=compare&runs={json.dumps(['wide', 'sample', MARKUP])}")
+    until(browser, "models.filter((m) => m.type === 'Legend').some((m) => m.items.length === 4)")
+    rows = browser.locator(".tabulator-row")
+    rows.nth(3).wait_for()
+    assert MARKUP in browser.locator(".tabulator-table").inner_text() and browser.locator("img[src=x]").count() == 0 and browser.title() == "sdalab live"
+    heads = browser.locator(".tabulator-col-title").all_inner_texts()
+    assert "steps" in heads and "lowest validation loss" in heads and "rows" not in heads  # what is the same for all is left out
+    browser.locator(".tabulator-col-title", has_text="steps taken").click()
+    wait_until(lambda: rows.last.inner_text().find("90") > 0, "the longest run comes last")
+    choose(browser, "grouped by", "optimizer.learning_rate")
+    until(browser, "models.some((m) => m.type === 'Figure' && m.title.text.includes('mean and 95 % interval'))")
+    in_link(browser, "by=optimizer.learning_rate")
+
+
+def test_links_hold_every_control(address, browser):
+    browser.goto(f"{address}?run=wide")
+    shows(browser, "status", "finished")
+    choose(browser, "Charts go by", "minutes")
+    browser.get_by_label("Log loss").click()
+    browser.get_by_role("switch", name=re.compile("Ignore outliers")).click()
+    choose(browser, "Signals", "gradients")
+    until(browser, "models.some((m) => m.type === 'Figure' && m.title.text.startsWith('gradient norm, nats/token: last'))")
+    in_link(browser, "axis=minutes", "log_y=true", "calm=true", "group=gradients")
+    browser.reload()
+    until(browser, "models.some((m) => m.type === 'Figure' && m.title.text === 'Training loss, nats per token (log)')")
+    until(browser, "models.some((m) => m.type === 'Figure' && m.title.text.startsWith('gradient norm, nats/token: last'))")
+    assert browser.get_by_role("switch", name=re.compile("Ignore outliers")).is_checked()
+    browser.goto(f"{address}?run=wide&axis=%2Fetc%2Fpasswd&smoothing=9&zoom=%5B5,20%5D")
+    browser.get_by_text("as zoomed").wait_for()
+    assert all(data["step"][-1] < 22 for data in sources(browser, "smooth") if "loss" in data)
+
+
+def test_what_is_seen_can_be_kept(address, runs, browser, tmp_path):
+    import pandas as pd
+    browser.goto(f"{address}?run=sample&zoom=%5B5,20%5D")
+    browser.get_by_text("as zoomed").wait_for()
+    kept = {}
+    for name, kind in (("CSV", "csv"), ("Parquet", "parquet"), ("Report", "html")):
+        with browser.expect_download() as download: browser.get_by_text(name, exact=True).click()
+        kept[kind] = tmp_path / download.value.suggested_filename
+        download.value.save_as(kept[kind])
+    assert pd.read_csv(kept["csv"]).step.tolist() == pd.read_parquet(kept["parquet"]).step.tolist() == list(range(5, 21))
+    asked = []
+    browser.on("request", lambda request: asked.append(request.url) if not request.url.startswith(("file:", "data:", "blob:")) else None)
+    browser.goto(kept["html"].as_uri())
+    until(browser, "models.filter((m) => m.type === 'Figure').length === 7")
+    browser.get_by_text("The tree").wait_for()
+    assert browser.locator("canvas").count() >= 7 and asked == []
+
+
+def test_rules_mark_and_notify(address, runs, browser, train):
+    (runs / "alerts.yaml").write_text(json.dumps([dict(name="low <b>loss</b>", signal="loss", below=3.0, steps=3, runs="watched", level="error",
+                                                       command=[sys.executable, "-c", "import os; open('told', 'w').write(os.environ['SDALAB_ALERT_TEXT'])"])]))
+    browser.goto(f"{address}?run=sample")
+    shows(browser, "status", "finished")
+    process = train(runs / "watched", steps=100_000, rate=100, lanes=2, at_once=100)[0]
+    wait_until((runs / "told").is_file, "the command", 60)
+    alerts = [json.loads(line) for line in (runs / "alerts.jsonl").read_text().splitlines()]
+    assert alerts[0]["run"] == "watched" and alerts[0]["rule"] == "low <b>loss</b>" and "loss = " in (runs / "told").read_text()
+    browser.goto(f"{address}?run=watched")
+    browser.locator(".notice.error").first.wait_for()
+    assert "low <b>loss</b>" in browser.locator(".notice.error").first.inner_text()
+    until(browser, "models.some((m) => m.data?.kind?.includes('alert'))")
+    process.terminate()
+
+
+def test_what_a_viewer_without_a_password_asks_is_not_done(serve, runs, browser, train):
+    run = train(runs / "open", rate=20, steps=100_000)[1]
+    browser.goto(serve(runs, "0.0.0.0") + "?run=open&view=tree")
+    browser.get_by_text("asks for no password").first.wait_for()
+    open_panel(browser)
+    for name in ("Go", "Pin", "What is expected", "Accept into the main line", "Verify by running again"): assert browser.get_by_role("button", name=name, exact=True).is_disabled()
+    browser.evaluate(f"() => {{ for (const model of {MODELS}) if (model.disabled === true) model.disabled = false }}")  # whatever its buttons look like
+    press(browser, "Go")
+    browser.wait_for_timeout(2000)
+    assert len(run.commands()) == 0 and run.nodes().fork.max() == 0
+
+
+def test_with_a_password_commands_are_taken(serve, runs, browser, train):
+    run = train(runs / "guarded", rate=20, steps=100_000)[1]
+    address = serve(runs, "0.0.0.0", "--basic-auth", "a secret", "--cookie-secret", "another secret")
+    browser.goto(address + "?run=guarded")
+    browser.locator("input[name=username]").fill("somebody")
+    browser.locator("input[type=password]").fill("a secret")
+    browser.keyboard.press("Enter")
+    shows(browser, "status", "running")
+    press(browser, "Pause")
+    wait_until(lambda: run.status() == "paused", "the run obeys")
+    press(browser, "Resume")
+    press(browser, "Note")
+    browser.get_by_label("What should be remembered of this moment").fill(MARKUP)
+    press(browser, "Keep the note")
+    wait_until(lambda: "note" in set(run.commands().kind), "the note is sent")
+    assert run.commands().payload.iloc[-1] == {"text": MARKUP} and browser.locator("img[src=x]").count() == 0
+
+
+def test_other_origins_are_refused(address):
+    async def connect(origin):
+        url = address.replace("http:", "ws:") + "/ws"
+        return await websocket_connect(HTTPRequest(url, headers={"Origin": origin}), subprotocols=["bokeh"])
+    with ThreadPoolExecutor(1) as thread:  # a loop of its own, beside that of the browser
+        answer = thread.submit(asyncio.run, connect("http://elsewhere.example"))
+        with pytest.raises(HTTPClientError) as refused: answer.result()
+    assert refused.value.code == 403
+
+
+def test_names_in_the_address_are_no_paths(address, runs, browser):
+    outside = runs.parent / "outside"
+    sample_run(outside, forked=False, name="secret")
+    for name in ("../outside/secret", str(outside / "secret"), "..%2Foutside%2Fsecret"):
+        for view in ("now", "tree", "replay"):
+            browser.goto(f"{address}?run={name}&view={view}")
+            browser.get_by_text("There is no run named").wait_for()
+    browser.goto(f"{address}?run=sample&view=compare&runs={json.dumps(['../outside/secret'])}")
+    browser.get_by_text("Reading the runs").wait_for()
+    assert browser.locator(".tabulator-row").count() == 0
