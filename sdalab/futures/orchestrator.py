@@ -10,7 +10,7 @@ __all__ = ['SCORED', 'ASKED', 'Trigger', 'ByHand', 'DetectorTrigger', 'Sensed', 
            'futures', 'propose']
 
 # %% ../../nbs/futures/56_orchestrator.ipynb #2a23d137
-import copy, json, math, time, warnings
+import copy, json, math, os, time, warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from .rollouts import Candidate, Group, Rollout, SETTLE, paired, quantile, race,
 from .tuples import HORIZONS, SIGNALS, WINDOW, features_of, window_of
 from ..journal.reader import Run
 from ..journal.records import record_path, records
-from ..journal.schema import signal_columns
+from ..journal.schema import hold, signal_columns
 from ..journal.tree import history
 from ..journal.writer import Journal
 from ..regime.detectors import DETECTORS, detector
@@ -466,6 +466,7 @@ def propose(run_dir, at: int, # steps taken: staying goes on from here
            ) -> dict: # the record
     "Try alternate futures of a stored run. Raises `BadInput` for a step that it has not reached, or one that was decided already."
     run = Run(run_dir)
+    os.close(hold(run.run_dir)) # a run that is training is refused before its latest rows are looked for
     config = as_config(run.config)
     parent, along = parent_at(run, at, node)
     by_hand = Futures(config)
