@@ -14,7 +14,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Literal, NamedTuple
 import yaml
-from pydantic import Field
+from pydantic import Field, field_validator
 from ..checked import BadInput, Checked, build_named, data_file, nearest
 from ..decisions.model import Policy
 from ..decisions.schedules import SCHEDULES
@@ -52,6 +52,10 @@ class MonitorConfig(Checked):
     budget: float | None = Field(None, gt=0, description='share of the training time that sensing may add; none: 0.03 for light, 0.1 for default, 1 for full')
     periods: dict[str, int] = Field({}, description='sense: steps between two of its readings; a large number switches it off')
     index: str = Field('document', description="the uncertainty index: a preset of data/uncertainty_config.yaml, or a file like it")
+
+    @field_validator('preset', mode='before')
+    @classmethod
+    def _off(cls, value): return 'off' if value is False else value # which is how YAML reads the word
 
     def model_post_init(self, context):
         "A period is at least one step."
