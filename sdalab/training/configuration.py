@@ -65,7 +65,7 @@ class MonitorConfig(Checked):
 class FuturesConfig(Checked):
     "Alternate futures: when several ways on are tried, and how one is chosen."
     armed: bool = Field(False, description='whether the run tries alternate futures')
-    trigger: dict = Field({'name': 'index_robust'}, description="what sets it off: a detector's name and settings, {name: sensed, signal, above, steps}, or {name: by_hand}")
+    trigger: dict = Field({'name': 'olmo_spike_score', 'window': 200}, description="what sets it off: a detector's name and settings, {name: sensed, signal, above, steps}, or {name: by_hand}")
     back: int = Field(30, ge=0, description='steps between the root and the trigger, at least: the trouble may have begun before it was noticed')
     pass_over: int = Field(100, ge=1, description='batches that rewind-and-skip leaves out')
     proposer: dict = Field({'name': 'grid'}, description='name of the proposer, and its settings')
