@@ -105,7 +105,7 @@ def browser(profile):
     page.troubles, page.frames_seen = [], []
     page.on("pageerror", lambda error: page.troubles.append(str(error)))
     page.on("console", lambda message: page.troubles.append(message.text) if message.type == "error" else None)
-    page.on("request", lambda request: None if re.match(r"(https?://(127\.0\.0\.1|localhost)[:/]|data:|blob:)", request.url)
+    page.on("request", lambda request: None if re.match(r"(https?://(127\.0\.0\.1|localhost)[:/]|data:|blob:|file:)", request.url)
             else page.troubles.append(request.url))
     page.on("websocket", lambda ws: ws.on("framereceived", lambda frame: page.frames_seen.append(frame)))
     page.set_default_timeout(PATIENCE * 1000)

@@ -245,7 +245,8 @@ def _alert(self: LivePage, moment):
     if self.alerts is None: return
     if self.given < self.alerts.given:
         for alert in list(self.alerts.latest)[self.given - self.alerts.given:]:
-            if pn.state.notifications: pn.state.notifications.send(clean(f"{alert['run']}, step {alert['step']:,}: {alert['text']}").replace("<", "\u2039").replace(">", "\u203a"), notification_type=alert["level"], duration=8000)
+            words = clean(f"{alert['run']}, step {alert['step']:,}: {alert['text']}").replace("<", "\u2039").replace(">", "\u203a")
+            if pn.state.notifications: getattr(pn.state.notifications, alert["level"])(words, duration=8000)
         self.given = self.alerts.given
     found = self.alerts.of(moment.key, moment.created)[-3:] if moment else []
     lines = "".join(f'<div class="notice {html.escape(alert["level"])}">{time.strftime("%H:%M:%S", time.localtime(alert["time"]))}, step {alert["step"]:,}: {html.escape(alert["text"])}</div>' for alert in reversed(found))
@@ -264,13 +265,13 @@ def _sender(self: LivePage, kind):
         await self.do(kind, lambda key: self.asking.send(key, kind))
     return send
 
+# %% ../../nbs/views/86m_page.ipynb #9d47bda0
 @patch
 async def _note(self: LivePage, event):
     self.noting.open = False
     text, self.words.value = self.words.value, ""
     await self.do("note", lambda key: self.asking.change(key, "note", text=check_note(text)))
 
-# %% ../../nbs/views/86m_page.ipynb #9d47bda0
 @patch
 def _file(self: LivePage, kind):
     "What is seen, as a file: the rows of the window with all that is drawn, the table of the comparison, or a report of the run."
