@@ -185,7 +185,7 @@ def test_empty_then_a_run_appears(address, runs, browser, train):
     shows(browser, "status", "finished")
     shows(browser, "step", "120.*of 120")
     assert process.wait(PATIENCE) == 0
-    assert browser.get_by_role("button", name="Stop").is_disabled()  # there is nobody to obey
+    wait_until(lambda: browser.get_by_role("button", name="Stop").is_disabled(), "nobody is there to obey, so the button is off")
     assert "run=first" in browser.url
     validation = run.signals(["validation_loss"])["validation_loss"].min().item()
     assert f"{validation:.3f} nats" in card(browser, "best validation loss").inner_text()
