@@ -184,7 +184,11 @@ def test_pins_of_a_living_run(tmp_path):
     wait_for_step(tmp_path, "alive", 12)
     assert sdalab(tmp_path, "checkpoints", "pin", "alive", "10", "--note", "calm")[0] == 0
     code, _, _ = sdalab(tmp_path, "branch", "alive", "--at", "5", "--set", "noop", "--steps", "2")
-    assert code == 0 and 1 in set(Run(tmp_path / "runs" / "alive").nodes().fork), "the run's own trainer grows the fork"
+    assert code == 0
+    deadline = time.monotonic() + 60
+    while 1 not in set(Run(tmp_path / "runs" / "alive").nodes().fork) and time.monotonic() < deadline:  # the run's own trainer grows the fork
+        time.sleep(0.2)
+    assert 1 in set(Run(tmp_path / "runs" / "alive").nodes().fork)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     table = Run(tmp_path / "runs" / "alive").checkpoints().set_index("step")

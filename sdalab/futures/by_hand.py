@@ -160,7 +160,7 @@ class Later(Callback):
 def _branch(self: ByHand, trainer, journal, asked: Branching, futures: list[Decision]):
     kept, step = self.kept, trainer.state.step
     near = kept.pool.take(trainer) if asked.at == step else kept.before(asked.at)
-    if near: kept.keep(near, journal, [])
+    if near: kept.keep(near, journal, [f'fork {int(Run(kept.run_dir).nodes().fork.max()) + 1}']) # pinned at once, or retention takes it away again
     journal.flush()
     run = Run(kept.run_dir)
     parent, along = parent_at(run, asked.at, asked.node)
