@@ -9,6 +9,7 @@ __all__ = ['ONSET', 'TOYS', 'Toy', 'ToyPixels', 'DoubleWell', 'Quadratic', 'Ripp
 
 # %% ../../nbs/boundary/71_toys.ipynb #06468e5d
 import math
+from abc import abstractmethod
 from functools import cached_property
 from typing import ClassVar, Literal
 import torch
@@ -41,9 +42,12 @@ class Toy(Checked):
     @property
     def dtype(self) -> torch.dtype: "Of the arithmetic."; return DTYPES[self.precision]
     def start(self, x: Tensor, y: Tensor) -> 'ToyPixels': "One lane a pixel."; return ToyPixels(self, x, y)
-    def begin(self, x: Tensor, y: Tensor) -> Tensor: "Where runs begin, [lanes, d]."; raise NotImplementedError
-    def loss(self, at: Tensor, x: Tensor, y: Tensor) -> Tensor: "[lanes] of [lanes, d]."; raise NotImplementedError
-    def move(self, at: Tensor, x: Tensor, y: Tensor) -> Tensor: "A step of gradient descent, [lanes, d] to [lanes, d]."; raise NotImplementedError
+    @abstractmethod
+    def begin(self, x: Tensor, y: Tensor) -> Tensor: "Where runs begin, [lanes, d]."
+    @abstractmethod
+    def loss(self, at: Tensor, x: Tensor, y: Tensor) -> Tensor: "[lanes] of [lanes, d]."
+    @abstractmethod
+    def move(self, at: Tensor, x: Tensor, y: Tensor) -> Tensor: "A step of gradient descent, [lanes, d] to [lanes, d]."
 
 class ToyPixels:
     "Runs under way."

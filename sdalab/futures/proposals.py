@@ -10,6 +10,7 @@ __all__ = ['Score', 'PROPOSERS', 'Proposer', 'distinct', 'draw', 'Grid', 'Random
 
 # %% ../../nbs/futures/51_proposals.ipynb #2042841b
 import math
+from abc import abstractmethod
 from typing import Callable, ClassVar
 import numpy as np
 from pydantic import Field, PrivateAttr
@@ -25,11 +26,11 @@ class Proposer(Checked):
     name: ClassVar[str]
     space: ActionSpace = Field(ActionSpace(), description='what may be tried')
 
+    @abstractmethod
     def propose(self, n: int, # wanted
                 features: dict, # state features of the moment, name -> value
                 seed: int) -> list[Decision]: # at most n, no two alike, the no-op first
         "Depends on its arguments and on what was learned, and on nothing else."
-        raise NotImplementedError
     def learn(self, decision: Decision, outcome: float): "Take in the paired loss difference to the no-op, nats per token, that a verified decision led to."
     def state_dict(self) -> dict: "All that it has learned, as plain data."; return {}
     def load_state_dict(self, state: dict):

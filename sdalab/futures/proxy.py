@@ -13,6 +13,7 @@ __all__ = ['SCALE', 'CAP', 'QUANTILES', 'FOREVER', 'DEPTH', 'RUNGS', 'PARTS', 'P
 
 # %% ../../nbs/futures/53_proxy.ipynb #3f9726c5
 import json, math, warnings
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol
 import numpy as np, pandas as pd
@@ -83,14 +84,17 @@ def chosen(parts, rows):
     return type(parts)(*(part[rows] for part in parts))
 
 # %% ../../nbs/futures/53_proxy.ipynb #dcf0bb00
-class Rung:
+class Rung(ABC):
     "A model whose knowledge is arrays."
     name: ClassVar[str]
     def __init__(self, arrays: dict[str, np.ndarray]): self.arrays = arrays
     @classmethod
-    def fit(cls, x: Inputs, y: Targets, seed: int = 0) -> 'Rung': "Learn from cases; those of the no-op say nothing about differences."; raise NotImplementedError
-    def quantiles(self, x: Inputs) -> np.ndarray: "[n, H, 3] on the asinh scale."; raise NotImplementedError
-    def risk(self, x: Inputs) -> np.ndarray: "[n, H] probability of divergence."; raise NotImplementedError
+    @abstractmethod
+    def fit(cls, x: Inputs, y: Targets, seed: int = 0) -> 'Rung': "Learn from cases; those of the no-op say nothing about differences."
+    @abstractmethod
+    def quantiles(self, x: Inputs) -> np.ndarray: "[n, H, 3] on the asinh scale."
+    @abstractmethod
+    def risk(self, x: Inputs) -> np.ndarray: "[n, H] probability of divergence."
     def recovery(self, x: Inputs) -> np.ndarray: "[n] log(1 + steps)."; return np.broadcast_to(self.arrays['recovery'], len(x.codes))
 
 def _by_horizon(values, of, fewest: int = 10): # [n, H] -> [H, ...]; a horizon with too few values takes over the one before
@@ -128,7 +132,8 @@ def nats_ahead(x: Inputs, kind: str, # 'fall' or 'law'
 class Linear(Rung):
     "Linear quantile regression at each horizon on `regressors` [n, H, p], and a logistic regression of the risk on `dangers` [n, q]."
     @staticmethod
-    def regressors(x: Inputs) -> np.ndarray: "Zero for the no-op."; raise NotImplementedError
+    @abstractmethod
+    def regressors(x: Inputs) -> np.ndarray: "Zero for the no-op."
     @staticmethod
     def dangers(x: Inputs) -> np.ndarray:
         "How the rate changes, and how unusual the moment is."
