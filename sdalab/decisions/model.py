@@ -63,7 +63,7 @@ class Decision(Checked):
 
     def lasting(self) -> 'Decision':
         "What of it stays in force after its first step."
-        return self.replace(momentum_reset=False, reset_warmup=0, skip=False)
+        return self.replace(momentum_reset=False, reset_warmup=0, skip=False) if self.momentum_reset or self.skip else self # every lane asks at every step
 
     @property
     def data(self) -> tuple:
