@@ -323,8 +323,9 @@ def _deliberate(self: Futures, trainer, journal) -> str | None: # why it failed
     journal.event('decision', step, trainer.nodes[0], verdict=record['verdict'], decision=record['decision'], tokens=record['tokens'])
     self.pending, self.ignored = None, 0
     self.spent, self.rested = self.spent + self._price(record), step + self.config.refractory
+    no_op = next((t['settled'] for t in record['tried'] if t['kind'] == 'rewind_and_skip'), None) # of the same root: staying began elsewhere
     for tried in record['tried']:
-        if tried['kind'] == 'proposal' and tried['gain'] is not None: self.proposer.learn(Decision(**tried['decision']), -tried['gain'])
+        if tried['kind'] == 'proposal' and None not in (tried['settled'], no_op): self.proposer.learn(Decision(**tried['decision']), tried['settled'] - no_op)
     if record['collapse'] is not None: self._collapse(trainer, journal, record, root)
 
 @patch
