@@ -273,6 +273,7 @@ class Ledger:
     def __init__(self, budget: float): # share of the training time
         self.budget, self.seconds, self.step_seconds, self.stretch, self.every = budget, {}, None, 1.0, 1
         self.spent = self.trained = 0.0 # seconds in all
+        self.watching = 0.0 # seconds that the engine takes more for a step that it watches
 
     def note(self, sense: str, seconds: float):
         "A reading was taken. The first of a sense, which warms up, counts only until there is a second."
@@ -299,9 +300,10 @@ class Ledger:
     def balance(self, periods: dict[str, int]):
         "Set the stretch anew."
         always = sum(self.cost(s) for s, period in periods.items() if period == 1) / self.step_seconds
-        self.every = max(1, math.ceil(always / (0.6 * self.budget))) # short steps: not even these at every step
+        seldom = always + self.watching / self.step_seconds # a reading now and then needs the step before it to be watched too
+        self.every = 1 if always <= 0.6 * self.budget else math.ceil(seldom / (0.6 * self.budget)) # short steps: not even these at every step
         rest = sum(self.cost(s) / period for s, period in periods.items() if period > 1) / self.step_seconds
-        self.stretch = max(1.0, rest / (self.budget - always / self.every))
+        self.stretch = max(1.0, rest / (self.budget - (always if self.every == 1 else seldom / self.every)))
 
 # %% ../../nbs/regime/39a_monitor.ipynb #80564e14
 def check_periods(config: MonitorConfig) -> dict[str, int]: # sense -> steps
@@ -392,6 +394,7 @@ def columns(self: Monitor, trainer: Trainer, journal: Journal) -> dict[str, list
         self.ledger.note(JUDGEMENT, time.perf_counter() - began - reading + watched)
     elif JUDGEMENT not in self.off: found |= self.believed # until the next look
     trainer.engine.watching = any(self.due[name] <= step + 2 for name in WATCHERS if name in self.senses) # the step before too, for the cosine
+    if watched: self.ledger.watching = 0.9 * self.ledger.watching + 0.1 * watched if self.ledger.watching else watched
     self.ledger.took(trainer.seconds - self.trained - watched, time.perf_counter() - began + watched)
     self.trained = trainer.seconds
     self.steps += 1
