@@ -237,6 +237,7 @@ class Watch:
         self.last_gradients = torch.empty_like(tile.gradients)
         self.before, self.delta = (tile.arena(name, self.PIECE) for name in ('before', 'delta'))
         self.cut = [[self._piece(lane, stretch, start) for stretch in stretches for start in range(0, len(stretch.parameters), self.PIECE)] for lane, stretches in enumerate(tile.stretches)]
+        self.places = [[to for *_, places in pieces for to in places] for pieces in self.cut] # of the products, lane by lane
         self.seen = {} # lane -> products of this step, in the order of `cut`
 
     def _piece(self, lane, stretch, start):
@@ -272,8 +273,8 @@ class Watch:
         for lane in range(len(norms)):
             if lane not in self.seen: list(self.pieces(lane)) # not updated
         began, n = time.perf_counter(), len(GROUPS)
-        sums = [np.bincount([to for *_, places in self.cut[lane] for to in places], torch.stack(self.seen[lane]).cpu().numpy(), 2 * n + 2) for lane in range(len(norms))]
-        sums, self.seen = torch.from_numpy(np.stack(sums)), {}
+        sums = torch.from_numpy(np.stack([np.bincount(places, torch.stack(self.seen[lane]).cpu().numpy(), 2 * n + 2) for lane, places in enumerate(self.places)]))
+        self.seen = {}
         size = norms.norm(dim=1) * clip
         cosine = torch.full_like(clip, math.nan) if self.last_size is None else sums[:, -1] / (size * self.last_size)
         self.last_size = size

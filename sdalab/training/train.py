@@ -115,7 +115,7 @@ def decide(self: Trainer) -> list[Decision]:
 def step(self: Trainer) -> dict[str, list]: # the journal's columns, one value a lane
     "Decide, take the batch, step."
     started, step, decisions = time.perf_counter(), self.state.step, self.decide()
-    order, passed_over, seed = next((d.data for d, alive in zip(decisions, self.alive) if alive), Decision().data)
+    order, passed_over, seed = next((d.data for d, alive in zip(decisions, self.alive) if alive), decisions[0].data)
     seed, position = self.config.seed if seed is None else seed, step + passed_over
     self.stress = stressed(self.stressors, self.corpus, seed, step, shuffled_step(seed, position) if order == 'shuffle_block' else position, position)
     self.decisions = [d.compose(self.stress.decision) for d in decisions] if self.stress.decision.changes() else decisions
