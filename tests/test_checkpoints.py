@@ -85,6 +85,11 @@ def child(config, run_dir, begun):
     train(config, run_dir)
 
 
+def newest(run_dir):
+    "The step of the newest checkpoint on disk; -1 without one."
+    return max((int(path.stem.split("_")[1]) for path in (run_dir / "checkpoints").glob("cp_*.ptz")), default=-1)
+
+
 def is_finished(run_dir):
     return (run_dir / "journal.db").exists() and Run(run_dir).status() == "finished"
 
@@ -99,7 +104,9 @@ def test_killed_at_any_moment_it_is_the_same_run(tmp_path, config):
         process = FRESH.Process(target=child, args=(config, run_dir, begun))
         process.start()
         assert begun.wait(60)
-        process.join(draw.uniform(0.3, 2.0))
+        goal = newest(run_dir) + draw.choice([0, 1, 1, 20, 40])  # steps, not seconds: machines differ
+        while process.is_alive() and newest(run_dir) < goal: time.sleep(0.005)
+        process.join(draw.uniform(0.0, 0.5))
         if process.is_alive():
             kills += 1
             process.kill()
