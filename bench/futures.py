@@ -4,6 +4,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from bench.rows import Row
@@ -81,7 +82,7 @@ def verifying_rows():
         yield Row(f"verifying 8 candidates, {STEPS} + {SETTLE} steps of edge-95k, {said}", of["race"], "s", f"one after another: {of['single']:.2f} s", of["single"] / of["race"], limit, target)
 
 
-def watching_row(blocks: int = 24, steps: int = 25) -> Row:
+def watching_row(pairs: int = 500, steps: int = 2, warm: int = 60) -> Row:
     "Per cent of processor time that an armed orchestrator adds to a quiet run: what it computes between the steps of a run, which is where its code and data have left the caches."
     with tempfile.TemporaryDirectory() as folder:
         plain, armed = (Trainer(load_config("edge-95k", steps=10**6, threads=1)) for _ in range(2))
@@ -93,24 +94,26 @@ def watching_row(blocks: int = 24, steps: int = 25) -> Row:
             kept.on_train_begin(armed, journal)
             futures.on_train_begin(armed, journal)
             futures.rested = 10**9  # a quiet run: what it would do at a trigger is another row's business
-            own, all_, ratios = 0.0, 0.0, []
-            for block in range(blocks + 4):
-                times = []
-                for trainer in (plain, armed) if block % 2 else (armed, plain):
-                    start, watched = time.process_time(), 0.0
-                    for _ in range(steps):
-                        trainer.advance()
-                        if trainer is armed:
-                            began = time.thread_time()
-                            futures.columns(armed, journal)
-                            futures.on_step_end(armed, journal)
-                            watched += time.thread_time() - began
-                    times.append(time.process_time() - start)
-                    if trainer is armed and block >= 4:
-                        own, all_ = own + watched, all_ + times[-1] - watched
-                if block >= 4:
-                    ratios.append(100 * ((times[1] / times[0]) ** (1 if block % 2 else -1) - 1))
+            took = np.array([turn(plain, armed, futures, journal, steps, pair % 2) for pair in range(pairs)])[warm:] / steps
             kept.thread.shutdown()
-    quartiles = statistics.quantiles(ratios, n=4)
-    return Row("an armed orchestrator over a quiet run, edge-95k 16x64", 100 * own / all_, "% of a step", f"a step takes {1e3 * all_ / blocks / steps:.1f} ms, the watch {1e6 * own / blocks / steps:.0f} µs", None,
-               f"blocks of {steps} steps with and without it in turns: median {statistics.median(ratios):+.1f} %, quartiles {quartiles[0]:.1f} to {quartiles[2]:.1f} %", "<= 1")
+    without, with_, watch = took.T
+    more = 100 * (with_ - without) / np.median(without)
+    drawn = np.median(np.random.default_rng(0).choice(more, (1000, len(more))), axis=1)
+    return Row("an armed orchestrator over a quiet run, edge-95k 16x64", 100 * float(watch.sum() / (with_ - watch).sum()), "% of a step", f"a step takes {1e3 * np.median(without):.1f} ms, the watch {1e6 * np.median(watch):.0f} µs", None,
+               f"{len(took)} turns of {steps} steps with and without it: median difference {np.median(more):+.2f} ± {drawn.std():.2f} %", "<= 1")
+
+
+def turn(plain, armed, futures, journal, steps, first) -> list[float]:
+    "Processor time of some steps without and with an orchestrator, and of the orchestrator alone."
+    took = [0.0, 0.0, 0.0]
+    for which in (first, 1 - first):
+        trainer, start = (plain, armed)[which], time.process_time()
+        for _ in range(steps):
+            trainer.advance()
+            if which:
+                began = time.thread_time()
+                futures.columns(armed, journal)
+                futures.on_step_end(armed, journal)
+                took[2] += time.thread_time() - began
+        took[which] = time.process_time() - start
+    return took

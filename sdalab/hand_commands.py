@@ -33,6 +33,7 @@ def predict_command(
     found, level = expected(run, at, decisions, node)
     rows = [dict(decision=changes(d.model_dump()), steps=h, median=found.median[i, j], low=found.low[i, j], high=found.high[i, j], risk=found.risk[i, j]) for i, d in enumerate(decisions) for j, h in enumerate(found.horizons)]
     if as_json: return print(json.dumps(dict(level=level, rows=[{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in pd.DataFrame(rows).to_dict('records')])))
+    for row in rows: row['median'] = 'not fitted' if math.isnan(row['median']) else f"{row['median']:+.4f}"
     out.print(table(pd.DataFrame(rows), f'{name}: expected after step {at}, nats per token against doing nothing, with {level:.0%} intervals'))
 
 def accept_command(name: RunArgument, node: NodeArgument, root: RootOption = ROOT):

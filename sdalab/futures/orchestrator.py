@@ -183,7 +183,7 @@ class Futures(Callback):
     def load_state_dict(self, state):
         "Remember it again."
         self.trigger.load_state_dict(state['trigger']), self.proposer.load_state_dict(state['proposer'])
-        for h, level in self.levels.items(): level.load_state_dict(state['levels'][str(h)])
+        for h, learned in state.get('levels', {}).items(): self.levels[int(h)].load_state_dict(learned) # older states know of none
         self.pending, self.fork, self.ignored = state['pending'], state['fork'], state['ignored']
 
     def on_train_begin(self, trainer, journal):

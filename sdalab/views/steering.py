@@ -213,6 +213,6 @@ def _verified(self: Steering, worker):
 def _predicted(self: Steering, worker):
     if worker.process.returncode: return self._went(worker)
     found = json.loads(worker.said.strip().splitlines()[-1])
-    rows = "".join(cells(row["decision"], f"{row['steps']:,}", plus(row["median"]), f"{plus(row['low'])} to {plus(row['high'])}", "–" if row["risk"] is None else f"{row['risk']:.0%}", kinds=("wrap", "n", "n", "n", "n")) for row in found["rows"])
+    rows = "".join(cells(row["decision"], f"{row['steps']:,}", *(("not fitted", "–", "–") if row["median"] is None else (plus(row["median"]), f"{plus(row['low'])} to {plus(row['high'])}", f"{row['risk']:.0%}")), kinds=("wrap", "n", "n", "n", "n")) for row in found["rows"])
     names = heads("decision", "after steps", "difference, nats", f"{found['level']:.0%} interval", "risk of diverging", kinds=("", "n", "n", "n", "n"))
     self.said.object = f'<div class="quiet">What the proxy expects, against doing nothing; below 0 is better:</div><div class="scroll"><table>{names}<tbody>{rows}</tbody></table></div>'
