@@ -10,7 +10,7 @@ __all__ = ['SENSES', 'BUDGETS', 'CLOCKED', 'PARTS', 'JUDGEMENT', 'WATCHERS', 'NE
            'Series', 'Forecast', 'Ledger', 'check_periods', 'Monitor', 'unthreaded', 'senses']
 
 # %% ../../nbs/regime/39a_monitor.ipynb #0b3306ef
-import math, time
+import copy, math, time
 from abc import ABC, abstractmethod
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -312,6 +312,9 @@ class Ledger:
         rest = sum(self.cost(s) / period for s, period in periods.items() if period > 1)
         self.stretch = max(1.0, rest / (room - (always if self.every == 1 else seldom / self.every)))
 
+    def state_dict(self) -> dict: "What was measured, and the periods in force."; return {name: value for name, value in vars(self).items() if name not in ('budget', 'room', 'seconds')} | dict(seconds={sense: list(kept) for sense, kept in self.seconds.items()})
+    def load_state_dict(self, state: dict): "Remember it again; the budget is the configuration's."; vars(self).update(copy.deepcopy(state))
+
 # %% ../../nbs/regime/39a_monitor.ipynb #80564e14
 def check_periods(config: MonitorConfig) -> dict[str, int]: # sense -> steps
     "The periods of a configuration. Raises `BadInput` for a sense that there is not."
@@ -356,7 +359,7 @@ PARTS, JUDGEMENT = ('index', 'features', 'belief', 'history'), 'index_and_regime
 def state_dict(self: Monitor) -> dict:
     "All that it remembers, as plain data."
     if not self.senses: return {}
-    return dict(senses={name: sense.state_dict() for name, sense in self.senses.items()}, off=dict(self.off), due=dict(self.due), area=self.area.tolist(),
+    return dict(senses={name: sense.state_dict() for name, sense in self.senses.items()}, off=dict(self.off), due=dict(self.due), area=self.area.tolist(), ledger=self.ledger.state_dict(),
                 **{part: getattr(self, part).state_dict() for part in PARTS})
 
 @patch
@@ -370,6 +373,7 @@ def _recall(self: Monitor, state):
     self.off, self.area = dict(state['off']), np.array(state['area'])
     self.senses = {name: sense for name, sense in self.senses.items() if name not in self.off}
     self.due |= {name: step for name, step in state['due'].items() if name in self.due}
+    if not self.ledger.trained and 'ledger' in state: self.ledger.load_state_dict(state['ledger']) # in a process that goes on, the ledger goes on too
 
 # %% ../../nbs/regime/39a_monitor.ipynb #03a45112
 @cache

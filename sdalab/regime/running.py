@@ -104,11 +104,29 @@ class Window(Lanes):
               ) -> None:
         "Take in one value a lane."
         x = np.asarray(x, dtype=float)
-        ok = abs(x) < 1e150
+        ok, had = abs(x) < 1e150, self.seen.item(0)
+        if where is None and ok.all() and (self.seen == had).all(): return self._push_all(x, had)
         if not ok.all(): self.left_out += ~ok
         if where is not None: ok = ok & where
         rows = slice(None) if ok.all() else np.flatnonzero(ok)
         self._push(rows, x.reshape(-1)[rows])
+
+    def _push_all(self, x, had): # one value into every row, all of which have had the same number: the arithmetic of `_push`, a third of its calls
+        slot, before = had % self.size, self._mean
+        old = before if had < self.size else self.ring[..., slot].copy()
+        change = x - old
+        self._mean = before + change / min(had + 1, self.size)
+        self._square = self._square + change * (x - self._mean + old - before)
+        self._peak = np.maximum(self._peak, self._square)
+        self.ring[..., slot] = x
+        self.seen += 1
+        stale = np.ones(x.shape, dtype=bool) if slot == self.size - 1 else self._square < 1e-4 * self._peak
+        if stale.any(): self._anew(stale)
+
+    def _anew(self, stale): # [lanes, *channels] bool; always a full ring: before that the squares only grow
+        held = self.ring[stale]
+        self._mean[stale] = held.mean(axis=1)
+        self._square[stale] = self._peak[stale] = ((held - self._mean[stale][:, None])**2).sum(axis=1)
 
     def _push(self, rows, x): # one value into each of these rows
         ring, (seen, mean, square, peak) = self.ring.reshape(-1, self.size), (a.reshape(-1) for a in (self.seen, self._mean, self._square, self._peak))
@@ -121,10 +139,10 @@ class Window(Lanes):
         highest = np.maximum(peak[rows], left)
         ring[at, slot], seen[rows], mean[rows], square[rows], peak[rows] = x, had + 1, after, left, highest
         stale = (slot == self.size - 1) | (left < 1e-4 * highest)
-        if stale.any(): # always a full ring: before that the squares only grow
-            at = at[stale]
-            mean[at] = ring[at].mean(axis=1)
-            square[at] = peak[at] = ((ring[at] - mean[at, None])**2).sum(axis=1)
+        if stale.any():
+            again = np.zeros(len(self.ring.reshape(-1, self.size)), dtype=bool)
+            again[at[stale]] = True
+            self._anew(again.reshape(self.seen.shape))
 
 # %% ../../nbs/regime/36_running.ipynb #a9d78c59
 from fastcore.basics import patch
@@ -138,6 +156,7 @@ def mean(self: Window) -> np.ndarray: "Mean; NaN where the window is empty."; re
 @patch
 def std(self: Window) -> np.ndarray:
     "Standard deviation with n - 1; NaN below two values."
+    if self.seen.min() > 1: return np.sqrt(self._square / (np.minimum(self.seen, self.size) - 1))
     return np.sqrt(self._square / np.where(self.seen > 1, np.minimum(self.seen, self.size) - 1, np.nan))
 
 def _middle(values, n): # the median of the n numbers in each row

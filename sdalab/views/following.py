@@ -146,6 +146,8 @@ def explain(kind, detail):
         decision=lambda: "stay: none of the futures was proven better" if detail.get("decision") is None else f"{d['verdict']}: {d['decision']}",
         collapse=lambda: f"the main line goes on from step {d['root']} as fork {d['fork']}",
         futures_failed=lambda: f"trying futures failed: {d['reason']}",
+        futures_asked=lambda: f"futures are to be tried{' in the stored run' if detail['stored'] else ''}: {d['reason']}",
+        futures_unfinished=lambda: f"futures were {d['reason']}",
         frozen=lambda: f"frozen: {d.get('reason', 'not finite')}",
         regime=lambda: f"{d['from']} \u2192 {d['to']}".replace("_", " "),
         command=lambda: f"a person: {d.get('kind_of_command', 'a command')} {d.get('decision', '')}".strip(),
