@@ -6,7 +6,7 @@ Docs: https://sdalab.github.io/sdalab/boundary/view.html.md"""
 
 # %% auto #0
 __all__ = ['TONES', 'PALER', 'NOTHING', 'COLOURS', 'INK', 'POINT', 'TICKS', 'QUIET', 'HINT', 'levels', 'blend', 'inks',
-           'on_screen', 'digits', 'in_words', 'plain', 'told', 'MapView', 'share_of']
+           'on_screen', 'digits', 'in_words', 'plain', 'told', 'MapView']
 
 # %% ../../nbs/boundary/79a_view.ipynb #996e0ab4
 import html, math
@@ -231,10 +231,5 @@ def frame(self: MapView, windows: dict[str, tuple[Axis, Axis]]): # name -> x, y
     data = dict(left=[], right=[], bottom=[], top=[], name=list(windows))
     for x, y in windows.values():
         for axis, inner, ends, (_, low, high) in zip(self.axes.values(), (x, y), (('left', 'right'), ('bottom', 'top')), self.rulers):
-            for end, at in zip(ends, (inner.low, inner.high)): data[end].append(low + share_of(axis, at) * (high - low))
+            for end, at in zip(ends, (inner.low, inner.high)): data[end].append(low + axis.share_of(at) * (high - low))
     if data != dict(self.inner.data): self.inner.data = data
-
-def share_of(axis: Axis, value: float) -> float:
-    "Where a setting is in a window: the inverse of `Axis.at`."
-    if axis.scale == 'linear': return (value - axis.low) / (axis.high - axis.low)
-    return math.log1p((value - axis.low) / axis.low) / math.log1p((axis.high - axis.low) / axis.low)
