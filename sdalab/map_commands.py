@@ -39,13 +39,15 @@ def draw_map(data, # from `open_map`
     from matplotlib.colors import to_rgb
     from matplotlib.patches import Patch
     from sdalab.boundary.landscape import LABELS
-    from sdalab.boundary.view import INK, inks, levels
+    from sdalab.boundary.view import INK, NOTHING, inks, levels
     figure, axis = plt.subplots(figsize=(7.4, 6.6), layout='constrained')
     (x, x_label, x_scale), (y, y_label, y_scale) = (drawn_axis(data[name]) for name in 'xy')
     axis.pcolormesh(x, y, np.array([to_rgb(ink) for ink in inks()])[levels(data, 'sohl_dickstein')], rasterized=True)
     axis.set(xlabel=x_label, ylabel=y_label, xscale=x_scale, yscale=y_scale)
-    shares = {name: float((data.label == i).mean()) for i, name in enumerate(LABELS)}
-    figure.legend(handles=[Patch(color=INK[name], label=f'{name} {share:.0%}') for name, share in shares.items() if share], loc='outside lower center', ncols=3, frameon=False)
+    known = data.label.values[data.label.values >= 0]
+    handles = [Patch(color=INK[name], label=f'{name} {(known == i).mean():.0%}') for i, name in enumerate(LABELS) if (known == i).any()]
+    if known.size < data.label.size: handles.append(Patch(color=NOTHING, label=f'paler: not known yet, {1 - known.size / data.label.size:.0%} of the pixels'))
+    figure.legend(handles=handles, loc='outside lower center', ncols=4, frameon=False)
     axis.set_title(f"{data.attrs['name']}: {data.sizes['x']} x {data.sizes['y']} pixels, {(data.source > 0).mean().item():.0%} computed", fontsize=10)
     figure.savefig(path, dpi=150)
     plt.close(figure)

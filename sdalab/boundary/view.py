@@ -136,7 +136,7 @@ def _make_figure(self: MapView):
     for ink, width in (('#000000', 3.5), ('#ffffff', 1.5)): # seen on any colour
         fig.quad('left', 'right', 'top', 'bottom', source=self.inner, fill_color=None, line_color=ink, line_width=width)
         fig.scatter('x', 'y', source=self.picked, marker='square', size=11, fill_color=None, line_color=ink, line_width=width)
-    fig.text('left', 'top', 'name', source=self.inner, x_offset=4, y_offset=4, text_baseline='top', text_color='#ffffff', text_outline_color='#000000', text_font_size='13px', text_font_style='bold')
+    fig.text('left', 'top', 'name', source=self.inner, x_offset=4, y_offset=4, text_baseline='top', text_color='#000000', text_font_size='13px', background_fill_color='#ffffff', background_fill_alpha=0.8, padding=2, border_radius=2)
     for one in self.chosen: fig.add_layout(one)
     self._listen(fig)
     return fig
