@@ -43,7 +43,7 @@ class MapConfig(Checked):
     tile: int = Field(32, ge=1, description='side of a tile, in pixels: what is computed, kept and lost together')
     exhaustive: bool = Field(False, description='compute every pixel to its last step')
     stride: int = Field(16, ge=1, description='of the first lattice, a power of two; 1: every pixel')
-    reach: int = Field(1, ge=0, description='pixels around a change of class that are computed')
+    reach: int = Field(1, ge=0, description='pixels around those beside a change of class that are computed too, where the boundary is rough')
     audit: int = Field(200, ge=0, description='filled pixels that are computed after all, to see how many are wrong')
     bound: bool = Field(False, description='stop runs beyond a multiple of their first loss, once enough runs that were not stopped bear it out')
     seed: int = Field(0, ge=0, lt=2**63, description='of the audit')
