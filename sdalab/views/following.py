@@ -408,7 +408,8 @@ def find_runs(root, known):
 
 # %% ../../nbs/views/86a_following.ipynb #a083bde9
 class Watch:
-    "Follows the runs of one folder for all viewers, from one thread that rests when nobody looks."
+    "Follows the runs of one folder for all viewers, from one thread that rests when nobody looks. Who follows something else overrides `WHAT`, `find` and `tail`."
+    WHAT = "run"
     PERIOD = 0.4  # seconds between looks at a run
     LIST_EVERY = 2.0  # seconds between looks for new runs
     PATIENCE = 10.0  # seconds after which a run that nobody asks for is forgotten
@@ -418,6 +419,9 @@ class Watch:
         self._known, self._tails, self._asked, self._last_asked, self._last_list = {}, {}, {}, 0.0, -math.inf
         self._wake = threading.Event()
         threading.Thread(target=self._work, name="watch", daemon=True).start()
+
+    def find(self): "What can be chosen, and a sentence for each that cannot be read."; return find_runs(self.root, self._known)
+    def tail(self, entry): "Reads one of them, look after look."; return Tail(entry.run_dir, entry.key)
 
 # %% ../../nbs/views/86a_following.ipynb #0ad41f4b
 @patch
@@ -434,11 +438,16 @@ def ask(self: Watch, key=None, names=()):
     return tail and tail.now
 
 @patch
-def run(self: Watch, key):
-    "The run of that name, to send commands to. Only runs that were found below the folder have one."
+def entry(self: Watch, key):
+    "What has that name. Only what was found below the folder has one."
     for entry in self.entries:
-        if entry.key == key: return Run(entry.run_dir)
-    raise BadInput(f"run = {key!r}: there is no such run below {self.root}")
+        if entry.key == key: return entry
+    raise BadInput(f"{self.WHAT} = {key!r}: there is no such {self.WHAT} below {self.root}")
+
+@patch
+def run(self: Watch, key):
+    "The run of that name, to send commands to."
+    return Run(self.entry(key).run_dir)
 
 @patch
 def _work(self: Watch):
@@ -452,11 +461,11 @@ def _work(self: Watch):
 
 @patch
 def turn(self: Watch):
-    "One round: list the runs now and then, look at those that are asked for, forget the others."
+    "One round: list what there is now and then, look at those that are asked for, forget the others."
     now = time.monotonic()
     armed = self.alerts is not None and bool(self.alerts.rules)
     if (armed or now - self._last_asked < self.PATIENCE) and (now - self._last_list > self.LIST_EVERY or self._unknown()):
-        self.entries, self.problems = find_runs(self.root, self._known)
+        self.entries, self.problems = self.find()
         self._last_list, self.listed = now, True
         if armed: self._asked.update({entry.key: now for entry in self.entries if entry.live})
     for key, asked in list(self._asked.items()):
@@ -473,7 +482,7 @@ def _look(self: Watch, key):
     if key not in self._tails:
         found = [entry for entry in self.entries if entry.key == key]
         if not found: return
-        self._tails[key] = Tail(found[0].run_dir, key)
+        self._tails[key] = self.tail(found[0])
     tail = self._tails[key]
     if self.alerts is not None: tail.wanted |= self.alerts.names
     moment = tail.look()
