@@ -249,11 +249,13 @@ def test_what_a_viewer_without_a_password_asks_is_not_done(serve, runs, browser,
 
 def test_with_a_password_commands_are_taken(serve, runs, browser, train):
     run = train(runs / "guarded", rate=20, steps=100_000)[1]
-    address = serve(runs, "0.0.0.0", "--basic-auth", "a secret", "--cookie-secret", "another secret")
-    browser.goto(address + "?run=guarded")
-    browser.locator("input[name=username]").fill("somebody")
-    browser.locator("input[type=password]").fill("a secret")
-    browser.keyboard.press("Enter")
+    address = serve(runs, "0.0.0.0", "--basic-auth", "a secret", "--cookie-secret", "another secret", "--basic-login-template", "dashboards/login.html")
+    for password in ("a guess", "a secret"):
+        browser.goto(address + "?run=guarded")
+        browser.get_by_label("Name").fill("somebody")
+        browser.get_by_label("Password").fill(password)
+        press(browser, "Log in")
+        if password == "a guess": browser.get_by_text("Invalid username or password!").wait_for()
     shows(browser, "status", "running")
     press(browser, "Pause")
     wait_until(lambda: run.status() == "paused", "the run obeys")
