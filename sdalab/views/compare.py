@@ -10,6 +10,7 @@ __all__ = ['POINTS', 'METRICS', 'RESULTS', 'MOST_LINES', 'LEFT_OUT', 'Line', 'fl
            'finish', 'grouped_overlay', 'scatter', 'parallel', 'scaled', 'CompareView']
 
 # %% ../../nbs/views/86j_compare.ipynb #compare02
+import html
 import math
 from typing import NamedTuple
 import numpy as np
@@ -234,7 +235,7 @@ class CompareView(pn.viewable.Viewer):
         tails = {run.name: Tail(run.run_dir) for run in found}
         super().__init__(**{"runs": list(runs) if moments_of else list(tails)} | params)
         self.moments_of = moments_of or (lambda names: [tails[name].look() for name in names if name in tails])
-        self.names_of, self.seen, self.lines, self.looks = names_of or (lambda: list(tails)), None, [], {}
+        self.names_of, self.seen, self.lines, self.looks, self.problems = names_of or (lambda: list(tails)), None, [], {}, []
         self._make_widgets()
         self._make_layout()
         self.param.watch(lambda *events: self._draw(), ["metric", "axis", "by", "smoothing", "log_y", "everything", "result"])
@@ -271,10 +272,11 @@ def tick(self: CompareView):
     "Brings the view up to date with the runs."
     names = self.names_of()
     if names != self.pick.options or self.pick.value != [name for name in self.runs if name in names]: self.pick.param.update(options=names, value=[name for name in self.runs if name in names])
-    moments = [moment for moment in self.moments_of(self.runs) if moment is not None and moment.series]
-    seen = [(moment.key, moment.generation, moment.updated, moment.status) for moment in moments]
+    known = [moment for moment in self.moments_of(self.runs) if moment is not None]
+    moments = [moment for moment in known if moment.series]
+    seen = [(moment.key, moment.generation, moment.updated, moment.status, moment.problem) for moment in known]
     if seen == self.seen: return
-    self.seen, self.lines = seen, lines_of(moments)
+    self.seen, self.lines, self.problems = seen, lines_of(moments), [f"{moment.key} cannot be read just now: {moment.problem}" for moment in known if moment.problem]
     self._draw()
 
 @patch
@@ -286,8 +288,8 @@ def _draw(self: CompareView):
     "Draws what is chosen."
     order = sorted(self.lines, key=lambda line: line.name)
     self.looks = {line.name: look_of(i) for i, line in enumerate(order)}
-    said = "" if self.lines else "Choose two runs or more to see them over each other." if not self.runs else "Reading the runs…"
-    self.message.param.update(object=f'<div class="message" role="status">{said}</div>', visible=bool(said))
+    said = [*self.problems] or ([] if self.lines else ["Choose two runs or more to see them over each other." if not self.runs else "Reading the runs…"])
+    self.message.param.update(object="".join(f'<div class="message" role="status">{html.escape(sentence)}</div>' for sentence in said), visible=bool(said))
     self.table.visible = bool(self.lines)
     if not self.lines: self.drawing.clear(); return
     table = table_of(self.lines, self.everything)

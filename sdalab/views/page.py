@@ -229,6 +229,7 @@ def _empty(self: LivePage):
 def _waiting(self: LivePage):
     name = html.escape(self.key)
     if any(entry.key == self.key for entry in self.entries): return f"Reading {name}…"
+    if self.key in self.watch.problems: return f"{name} cannot be shown yet."
     return f"There is no run named <code>{name}</code> below <code>{html.escape(str(self.watch.root))}</code>; choose another one."
 
 # %% ../../nbs/views/86m_page.ipynb #86b9c26f
@@ -236,10 +237,12 @@ def _waiting(self: LivePage):
 def _tell(self: LivePage, moment):
     "What is wrong, and what became of commands."
     told = []
-    if moment and moment.problem: told.append(f"The journal cannot be read just now: {moment.problem}. This page tries again by itself.")
+    problem = moment.problem if moment else self.watch.problems.get(self.key)
+    if problem: told.append(f"The journal cannot be read just now: {problem}. This page tries again by itself.")
+    if moment and moment.replaced and time.time() - moment.replaced < 60: told.append(f"Another run took the place of {moment.key} at {time.strftime('%H:%M:%S', time.localtime(moment.replaced))}; this is the new one.")
     if moment and len(moment.series) > LANES: told.append(f"{LANES} of {len(moment.series)} lanes and forks can be drawn.")
     if moment: told += [f"The sense {name} failed and is off: {reason}." for name, reason in moment.failed.items()]
-    told += [f"Left out: {problem}." for problem in self.watch.problems if not (moment and moment.problem)]
+    told += [f"Left out: {problem}." for key, problem in self.watch.problems.items() if key != self.key]
     if not self.asking.allowed: told.append(EXPOSED)
     if self.alerts and self.alerts.problem: told.append(f"Alerts: {self.alerts.problem}")
     self.notice.param.update(object="".join(f'<div class="notice" role="alert">{html.escape(line)}</div>' for line in told), visible=bool(told))
@@ -270,6 +273,7 @@ def _enable(self: LivePage, moment):
     status = moment.status if moment and moment.live and self.asking.allowed else ""
     for kind, when in (("pause", ("running",)), ("resume", ("paused",)), ("stop", LIVE)): self.buttons[kind].disabled = status not in when
     self.buttons["note"].disabled = not (moment and self.asking.allowed)
+    for kind, button in self.files.items(): button.disabled = not (moment and moment.series) or kind == "html" and moment.problem is not None
 
 @patch
 def _sender(self: LivePage, kind):

@@ -36,7 +36,7 @@ class Past:
 
     def __init__(self, run):
         self.run = run
-        with reading(run.run_dir) as db:
+        with reading(run.run_dir, run.patience) as db:
             self.facts = {key: json.loads(value) for key, value in db.execute("SELECT key, value FROM meta")}
             self.rows = fetch(db, ["node", "step", "wall_time", *SIGNALS])
             self.nodes = {facts["id"]: facts for facts in rows_of(db, "SELECT * FROM nodes ORDER BY id")}
@@ -188,9 +188,11 @@ def _load(self: ReplayView):
 @patch
 def show(self: ReplayView, moment):
     "Reads the journal again where it has grown, and looks after a worker."
-    if self.past is None or (moment.updated, moment.held) != self.loaded[0] and time.monotonic() - self.loaded[1] > 10 and not self.playing:
-        self._load()
-        self.loaded = (moment.updated, moment.held), time.monotonic()
+    grown = (moment.updated, moment.held) != self.loaded[0] and time.monotonic() - self.loaded[1] > 10 and not self.playing
+    if not moment.problem and (self.past is None or moment.created != self.past.facts["created"] or grown):
+        try: self._load()
+        except UNREADABLE as problem: self.where.object = f'<div class="notice" role="alert">The history cannot be read just now: {html.escape(str(problem))}. This page tries again by itself.</div>'
+        else: self.loaded = (moment.updated, moment.held), time.monotonic()
     self._look_after()
 
 @patch
