@@ -21,7 +21,7 @@ from panel.io.callbacks import PeriodicCallback
 from map_charts import curve_figure, legend, neighbour_grid, pixel_table
 from map_tail import MapWatch, beside, curve_of
 from map_work import Workers
-from sdalab.boundary.view import COLOURS, MapView, digits, in_words, plain, share_of
+from sdalab.boundary.view import COLOURS, MapView, digits, in_words, plain
 from sdalab.checked import BadInput
 from sdalab.views.asking import EXPOSED, may_command
 from sdalab.views.curves import TALL
@@ -251,7 +251,7 @@ class BoundaryPage:
 
     def _shape(self):
         "Columns and rows of the window that was drawn: pixels as wide and as high as those of this map are, in proportion."
-        parts = [(share_of(axis, new.high) - share_of(axis, new.low)) * n for axis, new, n in zip(self.view.axes.values(), self.window, self.view.size)]
+        parts = [(axis.share_of(new.high) - axis.share_of(new.low)) * n for axis, new, n in zip(self.view.axes.values(), self.window, self.view.size)]
         return tuple(max(2, round(self.side.value * part / max(parts))) for part in parts)
 
     def _describe(self):

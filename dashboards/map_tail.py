@@ -13,7 +13,6 @@ import zarr
 from sdalab.boundary.landscape import Axis
 from sdalab.boundary.store import ARRAYS, Grid, blank, open_map, read_manifest, status
 from sdalab.boundary.view import levels
-from sdalab.checked import BadInput
 from sdalab.views.following import Watch
 
 BROKEN = ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError  # what a half-written or vanished store raises
@@ -152,28 +151,9 @@ def lies_in(inner, outer):
 
 class MapWatch(Watch):
     "Follows the maps of one folder for all viewers."
-    def entry(self, key):
-        "The map of that name. Only maps that were found in the folder have one."
-        for entry in self.entries:
-            if entry.key == key: return entry
-        raise BadInput(f"map = {key!r}: there is no such map in {self.root}")
-
-    def turn(self):
-        "One round: list the maps now and then, look at those that are asked for, forget the others."
-        now = time.monotonic()
-        if now - self._last_asked < self.PATIENCE and (now - self._last_list > self.LIST_EVERY or self._unknown()):
-            self.entries, self.problems = find_maps(self.root, self._known)
-            self._last_list, self.listed = now, True
-        for key, asked in list(self._asked.items()):
-            if now - asked > self.PATIENCE: self._forget(key)
-            else: self._look(key)
-
-    def _look(self, key):
-        if key not in self._tails:
-            found = [entry for entry in self.entries if entry.key == key]
-            if not found: return
-            self._tails[key] = MapTail(found[0].folder, key)
-        self._tails[key].look()
+    WHAT = "map"
+    def find(self): return find_maps(self.root, self._known)
+    def tail(self, entry): return MapTail(entry.folder, entry.key)
 
     def trail(self, key):
         "A map and those that it is a window of, the widest first."

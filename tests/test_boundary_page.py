@@ -15,7 +15,7 @@ from playwright.sync_api import TimeoutError
 from sdalab.boundary.landscape import Axis
 from sdalab.boundary.mapping import Crew, Mapper, load_map, trace
 from sdalab.boundary.store import open_map, read_manifest, status
-from sdalab.boundary.view import TONES, levels, share_of
+from sdalab.boundary.view import TONES, levels
 from sdalab.checked import BadInput
 from sdalab.journal.reader import Run
 
@@ -139,7 +139,7 @@ def test_a_box_is_a_deeper_window_and_history_goes_back(address, maps, small, br
     browser.wait_for_url("**/*window=1*")
     shows(browser, "status", "finished")
     config, outer = read_manifest(maps / "small.1")["configuration"], read_manifest(maps / "small")["configuration"]
-    shares = [share_of(Axis(**outer[name]), config[name][end]) for name in "xy" for end in ("low", "high")]
+    shares = [Axis(**outer[name]).share_of(config[name][end]) for name in "xy" for end in ("low", "high")]
     assert np.allclose(shares, [0.25, 0.75, 0.5, 0.75], atol=0.01) and (config["width"], config["height"]) == (24, 12)
     assert {key: config[key] for key in ("landscape", "tile", "stride")} == {key: outer[key] for key in ("landscape", "tile", "stride")}
     wait_until(lambda: np.array_equal(image(browser), levels(open_map(maps / "small.1").load(), "sohl_dickstein")), "the window's map")

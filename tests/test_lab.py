@@ -3,11 +3,15 @@ import asyncio
 import json
 import os
 import re
+import shutil
+import sqlite3
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from urllib.parse import quote
 
 import psutil
 import pytest
@@ -169,7 +173,7 @@ def test_a_replay_never_shows_what_was_not_yet_known(address, browser):
 
 
 def test_runs_are_compared(address, browser):
-    browser.goto(f"{address}?run=sample&view=compare&runs={json.dumps(['wide', 'sample', MARKUP])}")
+    browser.goto(f"{address}?run=sample&view=compare&runs={quote(json.dumps(['wide', 'sample', MARKUP]))}")
     until(browser, "models.filter((m) => m.type === 'Legend').some((m) => m.items.length === 4)")
     rows = browser.locator(".tabulator-row")
     rows.nth(3).wait_for()
@@ -235,6 +239,90 @@ def test_rules_mark_and_notify(address, runs, browser, train):
     process.terminate()
 
 
+def locked(run_dir):
+    "Holds the journal as a backup or a repair would; returns what lets it go."
+    db = sqlite3.connect(run_dir / "journal.db", isolation_level=None)
+    db.execute("PRAGMA locking_mode = EXCLUSIVE")
+    db.execute("BEGIN EXCLUSIVE")
+    db.execute("UPDATE meta SET value = value")
+    return lambda: (db.execute("ROLLBACK"), db.close())
+
+
+def damaged(run_dir, damage):
+    "Puts a damaged copy in the place of the journal; returns what puts the good one back."
+    good, path = (run_dir / "journal.db").read_bytes(), run_dir / "journal.db"
+    path.with_name("damaged").write_bytes(good)
+    damage(path.with_name("damaged"))
+    path.with_name("damaged").replace(path)
+
+    def mend():
+        path.with_name("whole").write_bytes(good)
+        path.with_name("whole").replace(path)
+    return mend
+
+
+def cut(path): os.truncate(path, path.stat().st_size // 2 + 100)
+
+
+def emptied(path):
+    with closing(sqlite3.connect(path)) as db: db.executescript("PRAGMA journal_mode = DELETE; DROP TABLE events; DROP TABLE steps")
+
+
+def gone(run_dir):
+    run_dir.rename(run_dir.parent.parent / "for a while")
+    return lambda: (run_dir.parent.parent / "for a while").rename(run_dir)
+
+
+FAULTS = dict(locked=(locked, "another process has locked"), cut=(lambda run: damaged(run, cut), "malformed"), emptied=(lambda run: damaged(run, emptied), "no such table"), gone=(gone, "holds no journal.db"))
+
+
+def test_a_faulty_journal_is_told_of_and_read_when_it_is_good_again(address, runs, browser):
+    sample_run(runs, name="faulty")
+    browser.goto(f"{address}?run=faulty")
+    shows(browser, "step", "60")
+    other = browser.context.new_page()  # who looks at another run is not held up
+    other.goto(f"{address}?run=wide")
+    shows(other, "status", "finished")
+    for fault, words in FAULTS.values():
+        mend = fault(runs / "faulty")
+        try:
+            told = browser.get_by_role("alert").filter(has_text="cannot be read just now").filter(has_text=words)
+            told.wait_for()
+            assert told.inner_text().count(". ") == 1 and told.inner_text().endswith("This page tries again by itself.")
+            assert browser.get_by_role("button", name="Report").is_disabled() and browser.locator(".bk-Figure").count() >= 6  # what was known stays
+            shows(other, "this machine", "busy")
+        finally: mend()
+        told.wait_for(state="hidden")
+        shows(browser, "step", "60")
+        assert [len(data["step"]) for data in sources(browser, "smooth") if "loss" in data] == [60]
+    other.close()
+
+
+def test_views_opened_on_a_faulty_journal_wait_for_it(address, runs, browser):
+    for view, words in dict(now="", tree="came from", replay="100 steps taken in 4 nodes", compare="faulty").items():
+        mend = damaged(runs / "faulty", cut)
+        try:
+            browser.goto(f"{address}?run=faulty&view={view}")
+            browser.get_by_text("cannot be read just now").first.wait_for()
+        finally: mend()
+        if view == "now": shows(browser, "step", "60")
+        else: browser.get_by_text(words).first.wait_for()
+        browser.get_by_text("cannot be read just now").first.wait_for(state="hidden")
+
+
+def test_a_run_that_another_one_replaces(address, runs, browser):
+    browser.goto(f"{address}?run=faulty")
+    shows(browser, "step", "60")
+    (runs / "faulty/journal.db").unlink()
+    shutil.rmtree(runs / "faulty")
+    sample_run(runs, steps=90, forked=False, name="faulty")
+    shows(browser, "step", "90")
+    browser.get_by_text("Another run took the place of faulty").wait_for()
+    assert [len(data["step"]) for data in sources(browser, "smooth") if "loss" in data] == [90]
+    browser.goto(f"{address}?run=faulty&view=replay")
+    browser.get_by_text("90 steps taken in 1 nodes").wait_for()
+
+
 def test_what_a_viewer_without_a_password_asks_is_not_done(serve, runs, browser, train):
     run = train(runs / "open", rate=20, steps=100_000)[1]
     browser.goto(serve(runs, "0.0.0.0") + "?run=open&view=tree")
@@ -249,11 +337,13 @@ def test_what_a_viewer_without_a_password_asks_is_not_done(serve, runs, browser,
 
 def test_with_a_password_commands_are_taken(serve, runs, browser, train):
     run = train(runs / "guarded", rate=20, steps=100_000)[1]
-    address = serve(runs, "0.0.0.0", "--basic-auth", "a secret", "--cookie-secret", "another secret")
-    browser.goto(address + "?run=guarded")
-    browser.locator("input[name=username]").fill("somebody")
-    browser.locator("input[type=password]").fill("a secret")
-    browser.keyboard.press("Enter")
+    address = serve(runs, "0.0.0.0", "--basic-auth", "a secret", "--cookie-secret", "another secret", "--basic-login-template", "dashboards/login.html")
+    for password in ("a guess", "a secret"):
+        browser.goto(address + "?run=guarded")
+        browser.get_by_label("Name").fill("somebody")
+        browser.get_by_label("Password").fill(password)
+        press(browser, "Log in")
+        if password == "a guess": browser.get_by_text("Invalid username or password!").wait_for()
     shows(browser, "status", "running")
     press(browser, "Pause")
     wait_until(lambda: run.status() == "paused", "the run obeys")

@@ -99,8 +99,8 @@ def profile(chromium):
 
 
 @pytest.fixture
-def browser(profile):
-    "A page that lists in `troubles` every error and every request that leaves this machine."
+def browser(profile, request, tmp_path):
+    "A page that lists in `troubles` every error and every request that leaves this machine; where a test fails, what it showed is kept."
     page = profile.new_page()
     page.troubles, page.frames_seen = [], []
     page.on("pageerror", lambda error: page.troubles.append(str(error)))
@@ -109,7 +109,9 @@ def browser(profile):
             else page.troubles.append(request.url))
     page.on("websocket", lambda ws: ws.on("framereceived", lambda frame: page.frames_seen.append(frame)))
     page.set_default_timeout(PATIENCE * 1000)
+    failed = request.session.testsfailed
     yield page
+    if request.session.testsfailed > failed: page.screenshot(path=tmp_path / "failed.png", full_page=True)
     page.close()
     assert page.troubles == []
 

@@ -1,6 +1,7 @@
 "Maps as a user meets them: processes, kills, workers that die, clusters that go away, disks that are full."
 import errno
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import psutil
 import pytest
 import typer
+from PIL import Image
 
 from sdalab.boundary.mapping import DaskCrew, LocalCrew, Mapper, MapStopped, load_map
 from sdalab.boundary.store import MapStore, open_map, read_manifest, status
@@ -150,8 +152,30 @@ def test_a_full_disk(tmp_path, monkeypatch, capsys):
     assert "full: cannot be written (No space left on device); make room, and give the same command again: finished tiles are kept" in said.replace("\n", " ")
 
 
+def test_a_zoom_follows_the_boundary_and_is_filmed(tmp_path):
+    (tmp_path / "well.yaml").write_text("name: well\nlandscape: {name: double-well, steps: 100}\nx: {name: learning_rate, low: 0.5, high: 2.5}\n"
+                                        "y: {name: start, low: 0.2, high: 2.6}\nwidth: 24\nheight: 24\ntile: 12\nstride: 4\n")
+    words = "map", "well.yaml", "--workers", "1", "--follow", "2", "--film", "zoom.png"
+    code, out, err = sdalab(tmp_path, *words)
+    assert code == 0 and "film:    zoom.png" in out, err
+    outer = read_manifest(tmp_path / "maps/well")["configuration"]
+    for name in ("well.zoom0", "well.zoom0.zoom0"):
+        inner = read_manifest(tmp_path / "maps" / name)["configuration"]
+        for axis in "xy":
+            assert outer[axis]["low"] <= inner[axis]["low"] and inner[axis]["high"] <= outer[axis]["high"]
+            assert (inner[axis]["high"] - inner[axis]["low"]) * 4 == pytest.approx(outer[axis]["high"] - outer[axis]["low"])
+        assert len(np.unique(open_map(tmp_path / "maps" / name).label)) == 2, "there is a boundary in every window"
+        outer = inner
+    with Image.open(tmp_path / "zoom.png") as film, Image.open(tmp_path / "maps/well/zoom.gif") as other: assert film.n_frames == other.n_frames == 25
+    shutil.rmtree(tmp_path / "maps/well.zoom0.zoom0")  # as after a kill: the same command goes on
+    before = (tmp_path / "maps/well.zoom0/map.zarr").stat().st_mtime_ns
+    assert sdalab(tmp_path, *words)[0] == 0 and read_manifest(tmp_path / "maps/well.zoom0.zoom0")["configuration"] == outer
+    assert (tmp_path / "maps/well.zoom0/map.zarr").stat().st_mtime_ns == before
+
+
 @pytest.mark.parametrize("words, sentence", [
     (["--set", "x.low=20"], "x.low = 20.0: should be below high = 1.0"),
+    (["--set", "x.low=1"], "x.low = 1.0: should be below high = 1.0"),
     (["--set", "width=1", "--set", "height=1"], "one pixel is a run, not a map"),
     (["--set", "x.center=0.01", "--set", "x.width=1e-16"], "units in the last place of float64 apart"),
     (["--set", "x.name=momentum"], "axis = 'momentum': adam ignores it; take sgd"),
@@ -159,6 +183,11 @@ def test_a_full_disk(tmp_path, monkeypatch, capsys):
     (["--workers", "0"], "workers = 0: should be 1 or more"),
     (["--dask", "tcp://127.0.0.1:9"], "dask = 'tcp://127.0.0.1:9': no scheduler answers there"),
     (["--pixel", "64", "0"], "column = 64: the map has columns 0 to 63"),
+    (["--follow", "0"], "follow = 0: should be 1 or more"),
+    (["--follow", "30"], "follow = 30: the name of a window as deep"),
+    (["--follow", "2", "--film", "zoom.mp4"], "film = 'zoom.mp4': should end in .gif or .png"),
+    (["--film", "zoom.gif"], "film = 'zoom.gif': belongs to a zoom; add --follow N"),
+    (["--png", "nowhere/map.png"], "png = 'nowhere/map.png': there is no folder 'nowhere'"),
     (["edge-59k"], "did you mean 'edge-95k'?"),
 ])
 def test_bad_input_is_one_sentence_before_any_work(tmp_path, words, sentence):

@@ -106,7 +106,7 @@ class DecoderLandscape(Checked):
     @property
     def dtype(self) -> torch.dtype: "Of the training."; return DTYPES[self.config.precision]
     @property
-    def lanes(self) -> int: "As many as fill the engine's tile."; return max(1, min(8, StackedEngine.TILE_TOKENS // (self.config.rows * self.config.context)))
+    def lanes(self) -> int: "As many as fill the engine's tile; of short batches 16, as more are little quicker and wait for one another."; return max(1, min(16, StackedEngine.TILE_TOKENS // (self.config.rows * self.config.context)))
     def run(self, x: float, y: float) -> TrainConfig: "The run that a pixel is."; return with_setting(with_setting(self.config, self.x.name, x), self.y.name, y)
     def start(self, x: Tensor, y: Tensor) -> 'DecoderPixels': "One lane a pixel."; return DecoderPixels(self, x.tolist(), y.tolist())
 

@@ -41,6 +41,11 @@ class Axis(Checked):
         "The settings of `n` pixels: the middles of `n` equal shares of the window (of its logarithm)."
         return self.at((torch.arange(n, dtype=torch.float64) + 0.5) / n)
 
+    def share_of(self, value: float) -> float:
+        "Where a setting is in the window, 0 to 1: the inverse of `at`."
+        width = self.high - self.low
+        return (value - self.low) / width if self.scale == 'linear' else math.log1p((value - self.low) / self.low) / math.log1p(width / self.low)
+
     def within(self, first: float, last: float) -> 'Axis': # shares of this window
         "A window inside this one."
         low, high = self.at([first, last]).tolist()

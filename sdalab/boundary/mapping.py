@@ -11,6 +11,7 @@ __all__ = ['LANDSCAPES', 'MapConfig', 'window', 'load_map', 'build_landscape', '
 # %% ../../nbs/boundary/76_mapping.ipynb #007a867f
 import json, logging, math, multiprocessing, os, signal, threading, time
 from collections import deque
+from copy import deepcopy
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, ProcessPoolExecutor, wait
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -42,7 +43,7 @@ class MapConfig(Checked):
     tile: int = Field(32, ge=1, description='side of a tile, in pixels: what is computed, kept and lost together')
     exhaustive: bool = Field(False, description='compute every pixel to its last step')
     stride: int = Field(16, ge=1, description='of the first lattice, a power of two; 1: every pixel')
-    reach: int = Field(1, ge=0, description='pixels around a change of class that are computed')
+    reach: int = Field(1, ge=0, description='pixels around those beside a change of class that are computed too, where the boundary is rough')
     audit: int = Field(200, ge=0, description='filled pixels that are computed after all, to see how many are wrong')
     bound: bool = Field(False, description='stop runs beyond a multiple of their first loss, once enough runs that were not stopped bear it out')
     seed: int = Field(0, ge=0, lt=2**63, description='of the audit')
@@ -185,10 +186,10 @@ class Progress(NamedTuple):
     left: float # seconds
 
 def expected_pixels(plan: Refinement) -> int: # its first lattice is known
-    "Pixels that the passes will compute if the boundary is as smooth as the first lattice shows it."
+    "Pixels that the passes will have computed if the boundary is as smooth as what is known shows it."
     rows, columns = (np.abs(np.arange(n)[:, None] - points).argmin(1) for n, points in zip(plan.labels.shape, plan.lattice(plan.stride)))
     picture = plan.labels[np.ix_(*(p[i] for p, i in zip(plan.lattice(plan.stride), (rows, columns))))]
-    trial = Refinement(picture.shape, plan.stride, plan.reach)
+    trial = deepcopy(plan)
     while len(pixels := trial.wanted()): trial.learn(pixels, picture.flat[pixels])
     return int(trial.computed.sum())
 
@@ -204,7 +205,7 @@ class Mapper:
         self.landscape, self.entries = build_landscape(config), config.model_dump_json()
         self.store = MapStore(Path(root)/config.name, json.loads(self.entries), config.x, config.y, config.grid, machine() | dict(dtype=str(self.landscape.dtype), ulps=[ulps(axis, n, self.landscape.dtype) for axis, n in ((config.x, config.width), (config.y, config.height))]))
         self.plan = Refinement((config.height, config.width), 1 if config.exhaustive else config.stride, config.reach)
-        self.bound, self.pixel_seconds, self.began, self.fresh = math.inf, None, None, 0
+        self.bound, self.pixel_seconds, self.began, self.fresh, self.said = math.inf, None, None, 0, 0
 
     @property
     def sources(self) -> np.ndarray: "Where each pixel's record comes from, flat."; return self.store.arrays['source'].ravel()
@@ -226,7 +227,7 @@ def run(self: Mapper) -> Path: # the map's folder
         if number >= 2 and self.config.bound and not self.config.exhaustive and self.bound == math.inf: self._calibrate()
         self._pass(pixels, number)
         self.plan.learn(pixels, self.store.arrays['label'].flat[pixels])
-        if number == 0: self._estimate()
+        self._estimate()
         number += 1
     self._fill(number)
     return self.store.folder
@@ -276,13 +277,16 @@ def _measure(self: Mapper, pixels: np.ndarray, number: int):
 
 @patch
 def _estimate(self: Mapper):
-    "After the first pass: how many pixels, how long."
+    "After a pass: how many pixels, how long. It is said after the first, and again where the boundary turns out to be rougher."
     if self.config.exhaustive or self.pixel_seconds is None: return
-    computed = int((self.sources > 0).sum())
-    expected = max(computed, expected_pixels(self.plan) + min(self.config.audit, self.plan.labels.size))
+    computed, first = int((self.sources > 0).sum()), not self.said
+    expected = max(computed, min(self.plan.labels.size, expected_pixels(self.plan) + self.config.audit))
     seconds = (expected - computed) * self.pixel_seconds / self.hands
-    self.store.note(expected=expected, estimate=seconds)
-    self.say(f'{self.config.name}: {expected - computed:,} of them are expected to be needed, in about {seconds:,.0f} s')
+    self.store.manifest['expected'] = expected
+    if first: self.store.note(estimate=time.perf_counter() - self.began + seconds)
+    elif expected <= 1.5 * self.said: return
+    self.said = expected
+    self.say(f'{self.config.name}: {expected - computed:,} {"of them" if first else "more"} are expected to be needed, in about {seconds:,.0f} s' + ('' if first else ': the boundary is rougher than it seemed'))
 
 @patch
 def _tell(self: Mapper):

@@ -6,7 +6,7 @@ Docs: https://sdalab.github.io/sdalab/boundary/view.html.md"""
 
 # %% auto #0
 __all__ = ['TONES', 'PALER', 'NOTHING', 'COLOURS', 'INK', 'POINT', 'TICKS', 'QUIET', 'HINT', 'levels', 'blend', 'inks',
-           'on_screen', 'digits', 'in_words', 'plain', 'told', 'MapView', 'share_of']
+           'on_screen', 'digits', 'in_words', 'plain', 'told', 'MapView']
 
 # %% ../../nbs/boundary/79a_view.ipynb #996e0ab4
 import html, math
@@ -136,7 +136,7 @@ def _make_figure(self: MapView):
     for ink, width in (('#000000', 3.5), ('#ffffff', 1.5)): # seen on any colour
         fig.quad('left', 'right', 'top', 'bottom', source=self.inner, fill_color=None, line_color=ink, line_width=width)
         fig.scatter('x', 'y', source=self.picked, marker='square', size=11, fill_color=None, line_color=ink, line_width=width)
-    fig.text('left', 'top', 'name', source=self.inner, x_offset=4, y_offset=4, text_baseline='top', text_color='#ffffff', text_outline_color='#000000', text_font_size='13px', text_font_style='bold')
+    fig.text('left', 'top', 'name', source=self.inner, x_offset=4, y_offset=4, text_baseline='top', text_color='#000000', text_font_size='13px', background_fill_color='#ffffff', background_fill_alpha=0.8, padding=2, border_radius=2)
     for one in self.chosen: fig.add_layout(one)
     self._listen(fig)
     return fig
@@ -231,10 +231,5 @@ def frame(self: MapView, windows: dict[str, tuple[Axis, Axis]]): # name -> x, y
     data = dict(left=[], right=[], bottom=[], top=[], name=list(windows))
     for x, y in windows.values():
         for axis, inner, ends, (_, low, high) in zip(self.axes.values(), (x, y), (('left', 'right'), ('bottom', 'top')), self.rulers):
-            for end, at in zip(ends, (inner.low, inner.high)): data[end].append(low + share_of(axis, at) * (high - low))
+            for end, at in zip(ends, (inner.low, inner.high)): data[end].append(low + axis.share_of(at) * (high - low))
     if data != dict(self.inner.data): self.inner.data = data
-
-def share_of(axis: Axis, value: float) -> float:
-    "Where a setting is in a window: the inverse of `Axis.at`."
-    if axis.scale == 'linear': return (value - axis.low) / (axis.high - axis.low)
-    return math.log1p((value - axis.low) / axis.low) / math.log1p((axis.high - axis.low) / axis.low)

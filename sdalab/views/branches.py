@@ -151,7 +151,7 @@ class TreePicture:
 @patch
 def _make(self: TreePicture):
     tap, zoom = TapTool(), BoxZoomTool(dimensions="width")
-    fig = figure(title="Time goes to the right; a branch begins where it left its parent", sizing_mode="stretch_width", height=200, x_range=DataRange1d(range_padding=0.02), y_range=Range1d(1.2, -0.9),
+    fig = figure(title="Time goes right; a branch begins where it left its parent", sizing_mode="stretch_width", height=200, x_range=DataRange1d(range_padding=0.02), y_range=Range1d(1.2, -0.9),
                  tools=[tap, zoom, PanTool(dimensions="width"), WheelZoomTool(dimensions="width"), ResetTool(), SaveTool()], min_border_left=24)
     fig.toolbar.autohide, fig.toolbar.logo, fig.toolbar.active_drag, fig.yaxis.visible = True, None, zoom, False
     fig.ygrid.visible, fig.xaxis.axis_label, fig.xaxis.formatter = False, "optimizer step", NumeralTickFormatter(format="0,0")

@@ -8,7 +8,7 @@ Docs: https://sdalab.github.io/sdalab/views/curves.html.md"""
 __all__ = ['COLOURS', 'DASHES', 'LANES', 'GREY', 'SCREEN', 'DOT', 'DOTS', 'BURST', 'ROWS', 'CALM', 'READ', 'UNREAD', 'HIDE',
            'HINT', 'TITLES', 'TALL', 'GRID', 'LEGEND_STYLE', 'HEAD_STYLE', 'CSS_DASHES', 'AXES', 'AXIS_WORDS', 'MARKS',
            'HEIGHTS', 'MOST_MARKS', 'Look', 'ruler', 'look_of', 'finite', 'short', 'places', 'wired', 'span_of',
-           'LaneFeed', 'Charts']
+           'ceiling', 'LaneFeed', 'Charts']
 
 # %% ../../nbs/views/86b_curves.ipynb #curves02
 import math
@@ -128,6 +128,12 @@ def span_of(places, window):
     first, last = np.searchsorted(places, window)
     return max(0, int(first) - 1), min(len(places), int(last) + 1)
 
+# %% ../../nbs/views/86b_curves.ipynb #8119e6ca
+def ceiling(corpus):
+    "Where a linear loss axis ends, by the facts of a corpus, so that a lane that diverges does not flatten the others: above an untrained model. None where they do not say."
+    vocabulary = corpus.get("vocabulary")
+    return None if not vocabulary else 1.15 * math.log(vocabulary)
+
 # %% ../../nbs/views/86b_curves.ipynb #5a4a1de1
 class LaneFeed:
     "What one lane has on the screen, and how far it has been sent."
@@ -234,6 +240,7 @@ class Charts:
         self._cross = Span(dimension="height", line_color=GREY, line_dash="dotted", line_width=1)
         self.caption = Div(text=HINT, tags=[HINT], stylesheets=[InlineStyleSheet(css=":host { font-size: 12px; opacity: 0.75; margin: 2px 12px; }")])
         self.legend = self._make_legend(legend_room or (144 if "regimes" in moment.sensed else 86))
+        self._top_rate = max((float(np.nanmax(one.learning_rate)) for one in drawn if np.isfinite(one.learning_rate).any()), default=0.0)
         self._rates = "log" if any("learning_rate" in name for name in differing(drawn)) else "linear"
         self._ranges = {}  # column -> the vertical range that follows what is shown
         self.top, self._grid = Column(sizing_mode="stretch_width", stylesheets=[InlineStyleSheet(css=TALL)]), Column(sizing_mode="stretch_width", stylesheets=[InlineStyleSheet(css=GRID)])
@@ -275,14 +282,13 @@ def connect_legend(self: Charts):
 
 @patch
 def _ceiling(self: Charts):
-    "Where the linear loss axis ends, so that a lane that diverges does not flatten the others: above an untrained model."
-    vocabulary = self._facts.get("vocabulary")
-    return None if not vocabulary else 1.15 * math.log(vocabulary)
+    return ceiling(self._facts)
 
 @patch
 def _make_figure(self: Charts, column, scale, **options):
     title, loss = TITLES[column], column in ("smooth", "validation_loss")
     cap = dict(end=self._ceiling()) if loss and scale == "linear" and self._ceiling() else {}
+    if column == "learning_rate" and self._top_rate: cap = dict(default_span=2 * self._top_rate)  # of the axis where all rates are the same
     fig = self.empty_figure(title + (" (log)" if scale == "log" else ""), y_axis_type=scale, y_range=self.y_range(column, **cap), **options)
     for index in range(len(self.keys)): self._draw(fig, index, column)
     if column == "smooth":

@@ -32,7 +32,7 @@ STALE = 10.0  # seconds without a step after which a running run is called stale
 THEN = "then"  # the status of a moment of the past
 PARTS = "index_volatility", "index_entropy", "index_disagreement"
 STYLE = """
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(118px, 1fr)); gap: 4px 18px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(98px, 1fr)); gap: 4px 14px; }
 .cards .wide { grid-column: span 2; min-width: 0; }
 .card { border-left: 3px solid rgba(128, 128, 128, 0.35); padding: 0 0 0 9px; }
 .card .what { font-size: 12px; opacity: 0.72; }
@@ -119,7 +119,7 @@ def headline(moment, now):
     cards = [card("status", moment.status, busy, kind=moment.status),
              card("step", f"{step:,}", f"of {planned:,} ({step / planned:.0%})" if planned else ""),
              best_card(moment, best_validation(moment)),
-             card("tokens per second", f"{rate:,.0f}" if rate else "–", "all lanes together"),
+             card("tokens/s", f"{rate:,.0f}" if rate else "–", "all lanes together"),
              card("time left", duration(left) if live and left is not None else "–", "paused" if moment.status == "paused" else ""),
              card("last update", "–" if age is None else f"{brief(age)} ago", "stale: no step for a while" if stale else "", "stale" if stale else ""),
              card("lanes", f"{len(drawn) - frozen} alive", f"{frozen} frozen")]
@@ -134,7 +134,7 @@ def sensed_cards(moment):
     index = [value for series in drawn if (value := last_finite(series.senses["uncertainty_index"][-100:])) is not None]
     tops = [int(top) for series in drawn if (top := most_probable(series.senses, slice(-1, None))[0][-1]) >= 0]
     most = max(set(tops), key=tops.count) if tops else None
-    found = [card("uncertainty index", f"{max(index):.2f}" if index else "–", "highest of the lanes" if len(drawn) > 1 else "standard deviations")] if "index" in moment.sensed else []
+    found = [card("uncertainty index", f"{max(index):.2f}" if index else "–", "highest of the lanes" if len(drawn) > 1 else "\u03c3 of its past")] if "index" in moment.sensed else []
     if "regimes" in moment.sensed: found.append(card("regime", "–" if most is None else REGIMES[most].replace("_", " "), f"{tops.count(most)} of {len(drawn)} lanes" if most is not None and len(drawn) > 1 else ""))
     return found
 
@@ -269,18 +269,17 @@ def _make_widgets(self: RunView):
         log_y=pmui.Switch.from_param(self.param.log_y, label="Log loss", margin=(14, 4)), log_x=pmui.Switch.from_param(self.param.log_x, label="Log axis", margin=(14, 4)),
         calm=pmui.Switch.from_param(self.param.calm, label="Ignore outliers", margin=(14, 4)), forks=pmui.Switch.from_param(self.param.forks, label="Forks", margin=(14, 4)))
     self.signal_widgets = dict(
-        group=pmui.Select.from_param(self.param.group, label="Signals", options={"none": ""} | {title: title for title in grouped()}, width=230, **small),
-        filter=pmui.TextInput.from_param(self.param.filter, label="or by name, as a pattern", width=230, **small),
-        pinned=pmui.MultiChoice.from_param(self.param.pinned, label="pinned on top", width=360, margin=(5, 8)))
+        group=pmui.Select.from_param(self.param.group, label="Signals", options={"none": ""} | {title: title for title in grouped()}, width=190, **small),
+        filter=pmui.TextInput.from_param(self.param.filter, label="or by name, as a pattern", width=210, **small),
+        pinned=pmui.MultiChoice.from_param(self.param.pinned, label="pinned on top", width=260, margin=(5, 8)))
 
 @patch
 def _make_layout(self: RunView):
     text, column = dict(stylesheets=[STYLE], sizing_mode="stretch_width", margin=(4, 12)), dict(stylesheets=[TALL], sizing_mode="stretch_width")
     self.cards, self.table, self.quiet, self.message, self.where = (pn.pane.HTML("", **text) for _ in range(5))
     self.drawing = pn.Column(margin=0, **column)
-    self.controls = pn.FlexBox(*self.widgets.values(), align_items="center", margin=(0, 4))
-    self.choosing = pn.FlexBox(*self.signal_widgets.values(), align_items="center", margin=(0, 4))
-    self.body = pn.Column(self.cards, self.controls, self.choosing, self.drawing, self.where, self.table, self.quiet, visible=False, margin=0, **column)
+    self.controls = pn.FlexBox(*self.widgets.values(), *self.signal_widgets.values(), align_items="center", margin=(0, 4))
+    self.body = pn.Column(self.cards, self.controls, self.drawing, self.where, self.table, self.quiet, visible=False, margin=0, **column)
     self.view = pn.Column(self.message, self.body, margin=0, **column)
 
 @patch

@@ -266,7 +266,7 @@ def _arrange(self: SenseCharts):
 
 @patch
 def _make_index(self: SenseCharts):
-    title = "Uncertainty index, in standard deviations of its own past"
+    title = "Uncertainty index, standard deviations of its past"
     fig = self.charts.empty_figure(title, height=190, y_range=DataRange1d(only_visible=True))
     for (colour, dash), feed, drawn in zip(self.charts.looks, self.feeds, self.charts.renderers):
         drawn.append(fig.add_glyph(feed.rows, Line(x="step", y="drawn", line_color=colour, line_dash=dash, line_width=1.2)))
