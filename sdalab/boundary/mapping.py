@@ -225,13 +225,13 @@ from fastcore.basics import patch
 def run(self: Mapper) -> Path: # the map's folder
     "Compute what is missing. Raises `MapStopped` where it cannot go on, `OSError` for a full disk; then, or killed, the same call goes on."
     if self.store.manifest['finished']: return self.store.folder
-    number = 0
+    number, level = 0, None
     while len(pixels := self.plan.wanted()):
         if number >= 2 and self.config.bound and not self.config.exhaustive and self.bound == math.inf: self._calibrate()
         self._pass(pixels, number)
         self.plan.learn(pixels, self.store.arrays['label'].flat[pixels])
-        self._estimate()
-        number += 1
+        if self.plan.stride != level: self._estimate()
+        number, level = number + 1, self.plan.stride
     self._fill(number)
     return self.store.folder
 
@@ -280,7 +280,7 @@ def _measure(self: Mapper, pixels: np.ndarray, number: int):
 
 @patch
 def _estimate(self: Mapper):
-    "After a pass: how many pixels, how long. It is said after the first, and again where the boundary turns out to be rougher."
+    "After the first pass of a level: how many pixels, how long. It is said after the first, and again where the boundary turns out to be rougher."
     if self.config.exhaustive or self.pixel_seconds is None: return
     computed, first = int((self.sources > 0).sum()), not self.said
     expected = max(computed, min(self.plan.labels.size, expected_pixels(self.plan) + self.config.audit))
