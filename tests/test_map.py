@@ -96,7 +96,7 @@ def test_a_kill_loses_only_tiles_in_flight(whole, tmp_path, workers):
 
 
 def test_interrupted_by_hand(tmp_path):
-    process = start(tmp_path, "map", *SLOW, "--name", "slow", "--workers", "2")
+    process = start(tmp_path, "map", *SLOW, "--set", "landscape.train.steps=5000", "--name", "slow", "--workers", "2")  # hours: it is not done before the signal
     wait_for_tiles(tmp_path / "maps/slow", 2)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
