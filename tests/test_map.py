@@ -96,7 +96,7 @@ def test_a_kill_loses_only_tiles_in_flight(whole, tmp_path, workers):
 
 
 def test_interrupted_by_hand(tmp_path):
-    process = start(tmp_path, "map", *SLOW, "--name", "slow", "--workers", "2")
+    process = start(tmp_path, "map", *SLOW, "--set", "landscape.train.steps=5000", "--name", "slow", "--workers", "2")  # hours: it is not done before the signal
     wait_for_tiles(tmp_path / "maps/slow", 2)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
@@ -188,6 +188,7 @@ def test_a_zoom_follows_the_boundary_and_is_filmed(tmp_path):
     (["--follow", "2", "--film", "zoom.mp4"], "film = 'zoom.mp4': should end in .gif or .png"),
     (["--film", "zoom.gif"], "film = 'zoom.gif': belongs to a zoom; add --follow N"),
     (["--png", "nowhere/map.png"], "png = 'nowhere/map.png': there is no folder 'nowhere'"),
+    (["shakespeare"], "landscape.train.corpus: path = 'shakespeare.txt': cannot be read"),
     (["edge-59k"], "did you mean 'edge-95k'?"),
 ])
 def test_bad_input_is_one_sentence_before_any_work(tmp_path, words, sentence):

@@ -91,7 +91,10 @@ class DecoderLandscape(Checked):
     @cached_property
     def config(self) -> TrainConfig: "What every pixel has in common."; return load_config(self.preset, leaves(self.train)).replace(threads=1, **({'precision': self.precision} if self.precision else {}))
     @cached_property
-    def corpus(self): "Where the batches come from."; return load_corpus(self.config.corpus, self.config.rows, self.config.context)
+    def corpus(self):
+        "Where the batches come from."
+        try: return load_corpus(self.config.corpus, self.config.rows, self.config.context)
+        except BadInput as problem: raise BadInput(f'train.corpus: {problem}') from None
     @cached_property
     def model(self) -> DecoderConfig: "The decoder, with the vocabulary of the corpus."; return fitted(self.config.model, self.corpus)
     @cached_property
