@@ -53,7 +53,7 @@ SELECT_STYLE = """
 :host { margin: 4px 12px 0; flex: none; }
 .bk-input-group { flex-direction: row !important; align-items: center; gap: 8px; font-size: 13px; }
 label { margin: 0; white-space: nowrap; }
-select.bk-input { color: inherit; font: inherit; border: 1px solid #8a8a8a; border-radius: 4px; height: 28px; padding: 0 26px 0 8px;
+select.bk-input { max-width: 340px; text-overflow: ellipsis; color: inherit; font: inherit; border: 1px solid #8a8a8a; border-radius: 4px; height: 28px; padding: 0 26px 0 8px;
   appearance: none !important;
   background: linear-gradient(45deg, transparent 50%, #8a8a8a 50%) right 13px center / 6px 6px no-repeat,
     linear-gradient(-45deg, transparent 50%, #8a8a8a 50%) right 8px center / 6px 6px no-repeat !important; }
