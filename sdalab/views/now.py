@@ -317,7 +317,11 @@ def tick(self: RunView):
 
 @patch
 def show(self: RunView, moment):
-    "Shows a moment."
+    "Shows a moment, in one message: Panel may put off what it sends, and what Bokeh sends at once would then speak of models that the browser does not have yet."
+    with pn.io.hold(): self._show(moment)
+
+@patch
+def _show(self: RunView, moment):
     self.moment = moment
     said = "Reading the run…" if moment is None else moment.problem if not moment.series and moment.problem else "" if moment.series and any(len(one.step) for one in moment.series) else f"{moment.key} has begun; its first step is not written yet…"
     self.message.param.update(object=f'<div class="message" role="status">{html.escape(said)}</div>', visible=bool(said))

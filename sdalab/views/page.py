@@ -204,8 +204,9 @@ def _view(self: LivePage):
 @patch
 def _open(self: LivePage, node):
     "A node that was tapped, with all that is known of it."
-    self.view = "tree"
-    self.views["tree"].node = node
+    with pn.io.hold():
+        self.view = "tree"
+        self.views["tree"].node = node
 
 @patch
 def _make_view(self: LivePage, name):
