@@ -199,9 +199,10 @@ def fork_and_lane(facts):
 
 # %% ../../nbs/views/86a_following.ipynb #96209905
 def settings_of(facts, main=True):
-    "What sets a series apart: the settings of its lane and, in a fork, the decision that it was forked under."
+    "What sets a series apart: the settings of its lane and, in a fork, the decision that it was forked under, but for the seed of its batches."
     if main: return facts["settings"]
-    return facts["settings"] | {"fork": facts["fork"]} | Decision(**facts["decision"]).changes()
+    asked = Decision(**facts["decision"]).changes()
+    return facts["settings"] | {"fork": facts["fork"]} | {name: value for name, value in asked.items() if name != "data_seed"}
 
 # %% ../../nbs/views/86a_following.ipynb #630f70f7
 def rows_of(db, query, parameters=()):

@@ -18,6 +18,7 @@ import panel as pn
 import panel_material_ui as pmui
 import param
 import psutil
+from bokeh.events import RangesUpdate, Reset
 from ..checked import BadInput
 from ..journal.reader import Run
 from ..journal.schema import signal_columns
@@ -37,7 +38,7 @@ STYLE = """
 .card { border-left: 3px solid rgba(128, 128, 128, 0.35); padding: 0 0 0 9px; }
 .card .what { font-size: 12px; opacity: 0.72; }
 .card .value { font-size: 18px; line-height: 1.3; font-weight: 500; font-variant-numeric: tabular-nums; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
-.card .more { font-size: 12px; opacity: 0.72; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; min-height: 1.2em; }
+.wide .value { font-size: 16px; line-height: 1.45; } .card .more { font-size: 12px; opacity: 0.72; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; min-height: 1.2em; }
 .running { border-left-color: #009e73; } .paused, .stale { border-left-color: #e69f00; } .failed, .killed { border-left-color: #d55e00; }
 .badge { background: #e69f00; color: #000; border-radius: 3px; padding: 0 5px; font-size: 12px; margin-left: 6px; vertical-align: 2px; }
 .message { font-size: 15px; line-height: 1.55; padding: 2px 0; } .message code, .notice code { font-size: 0.95em; padding: 1px 5px;
@@ -119,7 +120,7 @@ def headline(moment, now):
     cards = [card("status", moment.status, busy, kind=moment.status),
              card("step", f"{step:,}", f"of {planned:,} ({step / planned:.0%})" if planned else ""),
              best_card(moment, best_validation(moment)),
-             card("tokens/s", f"{rate:,.0f}" if rate else "–", "all lanes together"),
+             card("tokens/s", f"{rate:,.0f}" if rate else "–", "all lanes"),
              card("time left", duration(left) if live and left is not None else "–", "paused" if moment.status == "paused" else ""),
              card("last update", "–" if age is None else f"{brief(age)} ago", "stale: no step for a while" if stale else "", "stale" if stale else ""),
              card("lanes", f"{len(drawn) - frozen} alive", f"{frozen} frozen")]
@@ -134,7 +135,7 @@ def sensed_cards(moment):
     index = [value for series in drawn if (value := last_finite(series.senses["uncertainty_index"][-100:])) is not None]
     tops = [int(top) for series in drawn if (top := most_probable(series.senses, slice(-1, None))[0][-1]) >= 0]
     most = max(set(tops), key=tops.count) if tops else None
-    found = [card("uncertainty index", f"{max(index):.2f}" if index else "–", "highest of the lanes" if len(drawn) > 1 else "\u03c3 of its past")] if "index" in moment.sensed else []
+    found = [card("uncertainty", f"{max(index):.2f}" if index else "–", "highest of the lanes" if len(drawn) > 1 else "\u03c3 of its past")] if "index" in moment.sensed else []
     if "regimes" in moment.sensed: found.append(card("regime", "–" if most is None else REGIMES[most].replace("_", " "), f"{tops.count(most)} of {len(drawn)} lanes" if most is not None and len(drawn) > 1 else ""))
     return found
 
@@ -244,8 +245,9 @@ class RunView(pn.viewable.Viewer):
     zoom = param.Parameter(None, doc="what part of the axis is shown: its two ends; none: all")
     LINKED = "smoothing", "axis", "log_x", "log_y", "calm", "forks", "group", "filter", "pinned", "zoom"
 
-    def __init__(self, run=None, source=None, **params):
+    def __init__(self, run=None, source=None, tree=None, **params):  # tree: makes a picture of a run's tree over a range of steps
         super().__init__(**params)
+        self.make_tree, self.tree = tree, None
         self.tail = None if source else Tail(run.run_dir if isinstance(run, Run) else run)
         self.source = source or self._own
         self.charts = self.senses = self.signals = self.moment = self._timer = None
@@ -264,14 +266,14 @@ def _own(self: RunView, names):
 def _make_widgets(self: RunView):
     small = dict(size="small", margin=(5, 8))
     self.widgets = dict(
-        smoothing=pmui.FloatSlider.from_param(self.param.smoothing, label="Smoothing", step=0.01, width=150, **small),
-        axis=pmui.Select.from_param(self.param.axis, label="Charts go by", options={words: name for name, words in AXIS_WORDS.items()}, width=190, **small),
+        smoothing=pmui.FloatSlider.from_param(self.param.smoothing, label="Smoothing", step=0.01, width=155, **small),
+        axis=pmui.Select.from_param(self.param.axis, label="Charts go by", options={words: name for name, words in AXIS_WORDS.items()}, width=175, **small),
         log_y=pmui.Switch.from_param(self.param.log_y, label="Log loss", margin=(14, 4)), log_x=pmui.Switch.from_param(self.param.log_x, label="Log axis", margin=(14, 4)),
         calm=pmui.Switch.from_param(self.param.calm, label="Ignore outliers", margin=(14, 4)), forks=pmui.Switch.from_param(self.param.forks, label="Forks", margin=(14, 4)))
     self.signal_widgets = dict(
-        group=pmui.Select.from_param(self.param.group, label="Signals", options={"none": ""} | {title: title for title in grouped()}, width=190, **small),
-        filter=pmui.TextInput.from_param(self.param.filter, label="or by name, as a pattern", width=210, **small),
-        pinned=pmui.MultiChoice.from_param(self.param.pinned, label="pinned on top", width=260, margin=(5, 8)))
+        group=pmui.Select.from_param(self.param.group, label="Signals", options={"none": ""} | {title: title for title in grouped()}, width=160, **small),
+        filter=pmui.TextInput.from_param(self.param.filter, label="or by name (pattern)", width=195, **small),
+        pinned=pmui.MultiChoice.from_param(self.param.pinned, label="pinned on top", width=222, margin=(5, 8)))
 
 @patch
 def _make_layout(self: RunView):
@@ -315,7 +317,11 @@ def tick(self: RunView):
 
 @patch
 def show(self: RunView, moment):
-    "Shows a moment."
+    "Shows a moment, in one message: Panel may put off what it sends, and what Bokeh sends at once would then speak of models that the browser does not have yet."
+    with pn.io.hold(): self._show(moment)
+
+@patch
+def _show(self: RunView, moment):
     self.moment = moment
     said = "Reading the run…" if moment is None else moment.problem if not moment.series and moment.problem else "" if moment.series and any(len(one.step) for one in moment.series) else f"{moment.key} has begun; its first step is not written yet…"
     self.message.param.update(object=f'<div class="message" role="status">{html.escape(said)}</div>', visible=bool(said))
@@ -338,16 +344,29 @@ def _draw(self: RunView, moment):
     "Feeds the charts; builds them where the lanes, or the way to draw them, are others."
     look = Look(self.axis, self.log_x, self.log_y, self.calm)
     sensed = self.senses.shown if self.senses else frozenset()
-    new = not self.charts or not self.charts.fits(moment, look, self.forks) or sensed != moment.sensed
+    branched = self.make_tree is not None and look.axis == "step" and not look.log_x and any(facts["parent"] is not None for facts in moment.nodes.values())
+    new = not self.charts or not self.charts.fits(moment, look, self.forks) or sensed != moment.sensed or branched != bool(self.tree)
     if new:
         self.charts, self.signals = Charts(moment, look, self.forks), None
+        self.tree = self._plant(self.make_tree) if branched else None
         self.senses = SenseCharts(self.charts, moment) if moment.sensed else None
         self.charts.heard.append(self._zoomed)
         if self.zoom: self.charts.zoom_to(tuple(self.zoom))
     self.charts.feed(moment, self.smoothing)
     if self.senses: self.senses.feed(moment)
+    if self.tree: self.tree.feed(moment)
     self._draw_signals(moment)
     if new: self.drawing[:] = [pn.pane.Bokeh(self.charts.view, sizing_mode="stretch_width")]
+
+@patch
+def _plant(self: RunView, make):
+    "The tree above the charts, over the same steps."
+    tree, charts = make(self.charts.steps), self.charts
+    tree.figure.xaxis.axis_label = None  # the charts below have the same
+    tree.figure.on_event(RangesUpdate, charts.zoomed)
+    tree.figure.on_event(Reset, charts.unzoomed)
+    charts.view.children = [charts.view.children[0], tree.figure, *charts.view.children[1:]]
+    return tree
 
 # %% ../../nbs/views/86e_now.ipynb #bcaef7bf
 @patch

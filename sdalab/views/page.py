@@ -26,7 +26,7 @@ import param
 from panel.io.callbacks import PeriodicCallback
 from .alerts import Alerts
 from .asking import EXPOSED, Asking, check_note
-from .branches import TreeView
+from .branches import TreePicture, TreeView
 from .curves import LANES, TALL
 from .following import LIVE, UNREADABLE, Mark, Watch, clean
 from .compare import CompareView, table_of
@@ -202,8 +202,15 @@ def _view(self: LivePage):
     return shown
 
 @patch
+def _open(self: LivePage, node):
+    "A node that was tapped, with all that is known of it."
+    with pn.io.hold():
+        self.view = "tree"
+        self.views["tree"].node = node
+
+@patch
 def _make_view(self: LivePage, name):
-    if name == "now": return RunView(source=lambda names: self.watch.ask(self.key, names))
+    if name == "now": return RunView(source=lambda names: self.watch.ask(self.key, names), tree=lambda steps: TreePicture(self._open, steps))
     if name == "tree": return TreeView(source=lambda names: self.watch.ask(self.key), run_of=lambda: self.watch.run(self.key), steering=Steering(self.asking, lambda: self.key))
     if name == "replay": return ReplayView(run_of=lambda: self.watch.run(self.key), asking=self.asking, key_of=lambda: self.key)
     return CompareView(moments_of=lambda names: [self.watch.ask(name) for name in names], names_of=lambda: [entry.key for entry in self.entries], runs=[entry.key for entry in self.entries[:4]])
