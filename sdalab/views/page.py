@@ -23,6 +23,7 @@ import panel as pn
 import panel_material_ui as pmui
 import param
 from panel.io.callbacks import PeriodicCallback
+from panel.util import edit_readonly
 from .alerts import Alerts
 from .asking import EXPOSED, Asking, check_note
 from .branches import TreeView
@@ -321,4 +322,6 @@ def serve():
     live = LivePage(watch, query, alerts)
     pn.state.on_session_destroyed(forget_session)
     pn.state.onload(live.start)  # not before: what changes while the browser connects can be lost
-    pmui.Page(title="sdalab live", main=[live.body], busy_indicator=None, sx={"& .MuiToolbar-root": {"minHeight": 48}}).servable()
+    page = pmui.Page(title="sdalab live", main=[live.body], busy_indicator=None, sx={"& .MuiToolbar-root": {"minHeight": 48}})
+    with edit_readonly(page): page.busy = pn.rx(False)
+    page.servable()
