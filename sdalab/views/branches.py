@@ -30,7 +30,7 @@ from ..journal.records import records
 from ..journal.tree import history
 from .curves import COLOURS, GREY, MARKS, TALL
 from .following import UNREADABLE, Tail, debiased, short_setting, thin
-from .now import STYLE, number
+from .now import STYLE, Words, keep_current, number
 from fastcore.basics import patch
 
 # %% ../../nbs/views/86f_branches.ipynb #69fd714d
@@ -369,7 +369,7 @@ def _make_layout(self: TreeView):
     self.pick_other = pmui.Select(label="compared with", options=[], size="small", width=300, margin=(6, 8))
     self.pick.param.watch(lambda event: event.new is not None and self.param.update(node=event.new), "value")
     self.pick_other.param.watch(lambda event: self.param.update(other=event.new or None), "value")
-    self.message, self.legend, self.about, self.diff = (pn.pane.HTML("", **text) for _ in range(4))
+    self.message, self.legend, self.about, self.diff = (Words("", **text) for _ in range(4))
     self.legend.object = legend()
     self.curves = pn.Column(margin=0, **column)
     hand = [self.steering.view] if self.steering else []
@@ -378,9 +378,8 @@ def _make_layout(self: TreeView):
 
 @patch
 def __panel__(self: TreeView):
-    "The view, as the run is now."
-    if self.moment is None: self.tick()
-    return self.view
+    "The view; in a notebook it keeps itself up to date while the run trains."
+    return keep_current(self)
 
 @patch
 def tick(self: TreeView):

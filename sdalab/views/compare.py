@@ -27,7 +27,7 @@ from ..evaluation.outcome import label, last_mean
 from ..journal.reader import Run
 from .curves import AXES, AXIS_WORDS, GRID, TALL, ceiling, look_of, ruler, short, span_of
 from .following import Tail, debiased, last_finite, short_number, thin
-from .now import STYLE, bits_per_character, lowest, mains
+from .now import STYLE, Words, bits_per_character, lowest, mains
 from .signals import column_of
 from fastcore.basics import patch
 
@@ -263,7 +263,7 @@ def _make_widgets(self: CompareView):
 @patch
 def _make_layout(self: CompareView):
     text, column = dict(stylesheets=[STYLE], sizing_mode="stretch_width", margin=(4, 12)), dict(stylesheets=[TALL], sizing_mode="stretch_width")
-    self.message, self.drawing = pn.pane.HTML("", **text), pn.Column(margin=0, **column)
+    self.message, self.drawing = Words("", **text), pn.Column(margin=0, **column)
     self.table = pn.widgets.Tabulator(pd.DataFrame(), disabled=True, show_index=False, sizing_mode="stretch_width", layout="fit_data_fill", pagination="local", page_size=20, margin=(6, 12), theme="simple", header_filters=True, visible=False)
     w = self.widgets
     self.view = pn.Column(pn.FlexBox(self.pick, w["metric"], w["axis"], self.group, w["smoothing"], w["log_y"], align_items="center"), self.message, self.drawing, pn.FlexBox(w["result"], w["everything"], align_items="center"), self.table, margin=0, **column)

@@ -6,7 +6,7 @@ Docs: https://sdalab.github.io/sdalab/views/page.html.md"""
 
 # %% auto #0
 __all__ = ['TICK', 'TOLD', 'LEVELS', 'VIEWS', 'command_line', 'into_link', 'from_link', 'LivePage', 'with_alerts', 'runs_folder',
-           'serve']
+           'forget_session', 'serve']
 
 # %% ../../nbs/views/86m_page.ipynb #page02
 import asyncio
@@ -24,6 +24,7 @@ import panel as pn
 import panel_material_ui as pmui
 import param
 from panel.io.callbacks import PeriodicCallback
+from panel.util import edit_readonly
 from .alerts import Alerts
 from .asking import EXPOSED, Asking, check_note
 from .branches import TreePicture, TreeView
@@ -327,6 +328,12 @@ def runs_folder(arguments, environment):
     "The folder of all runs: the argument, else $SDALAB_RUNS, else ./runs."
     return Path(arguments[0] if arguments else environment.get("SDALAB_RUNS", "runs"))
 
+# %% ../../nbs/views/86m_page.ipynb #970254e6
+def forget_session(context):
+    "Lets go of what Panel still holds of a session that has ended."
+    for ref, (*_, document, _) in list(pn.state._views.items()):
+        if document is context._document: del pn.state._views[ref]
+
 # %% ../../nbs/views/86m_page.ipynb #c208b7e5
 def serve():
     "The page of this viewer."
@@ -336,5 +343,8 @@ def serve():
     watch = pn.state.as_cached(f"watch {root.absolute()}", Watch, root=root, alerts=alerts)
     query = {name: values[0].decode(errors="replace") for name, values in pn.state.session_args.items() if values}
     live = LivePage(watch, query, alerts)
+    pn.state.on_session_destroyed(forget_session)
     pn.state.onload(live.start)  # not before: what changes while the browser connects can be lost
-    pmui.Page(title="sdalab live", main=[live.body], busy_indicator=None, sx={"& .MuiToolbar-root": {"minHeight": 48}}).servable()
+    page = pmui.Page(title="sdalab live", main=[live.body], busy_indicator=None, sx={"& .MuiToolbar-root": {"minHeight": 48}})
+    with edit_readonly(page): page.busy = pn.rx(False)
+    page.servable()

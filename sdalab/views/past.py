@@ -24,7 +24,7 @@ from ..journal.tree import main_ends
 from .branches import TreePicture, decision_words, legend, paths
 from .curves import TALL
 from .following import (PROBABILITIES, SENSES, SIGNALS, UNREADABLE, Mark, Moment, Series, common_rate, explain, rows_of, settings_of)
-from .now import STYLE, THEN, RunView, brief
+from .now import STYLE, THEN, RunView, Words, brief
 from fastcore.basics import patch
 
 # %% ../../nbs/views/86i_past.ipynb #89e00f70
@@ -168,7 +168,7 @@ def _make_layout(self: ReplayView):
     self.play = pmui.Button(label="Play", icon="play_arrow", variant="contained", size="small", margin=(10, 8))
     self.verify = pmui.Button(label="Verify this segment", icon="fact_check", variant="outlined", size="small", margin=(10, 8), visible=bool(self.asking))
     self.speed = pmui.Select.from_param(self.param.seconds, label="Speed", size="small", width=150, margin=(6, 8))
-    self.where, self.said = (pn.pane.HTML("", **text) for _ in range(2))
+    self.where, self.said = (Words("", **text) for _ in range(2))
     self.slider.param.watch(self._dragged, "value")
     self.play.on_click(self._toggle)
     self.verify.on_click(self._verify)
