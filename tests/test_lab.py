@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_live import (MARKUP, MODELS, PATIENCE, POLLING, ROOT, browser, card, press, processes, profile, serve, shows, sources, spot, train, until, wait_until)  # noqa: E402, F401
 
 SMALL = "model.width=16", "model.inner_width=16", "model.hidden_width=32", "rows=1", "checkpoints.every=20", "evaluate_every=20", "evaluate_batches=1"
-LONG = 180  # seconds for what starts a process that trains, on a busy machine
+LONG = 240  # seconds for what starts a process that trains, on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +230,7 @@ def test_rules_mark_and_notify(address, runs, browser, train):
     browser.goto(f"{address}?run=sample")
     shows(browser, "status", "finished")
     process = train(runs / "watched", steps=100_000, rate=100, lanes=2, at_once=100)[0]
-    wait_until((runs / "told").is_file, "the command", 60)
+    wait_until((runs / "told").is_file, "the command", LONG)
     alerts = [json.loads(line) for line in (runs / "alerts.jsonl").read_text().splitlines()]
     assert alerts[0]["run"] == "watched" and alerts[0]["rule"] == "low <b>loss</b>" and "loss = " in (runs / "told").read_text()
     browser.goto(f"{address}?run=watched")
