@@ -235,11 +235,11 @@ def not_sensed(moment):
     if moment.sensed: return ""
     return "The monitor of this run has written nothing yet." if moment.progress.get("monitor") else "Not sensed: this run has no monitor."
 
-# %% ../../nbs/views/86e_now.ipynb #8bdef531
+# %% ../../nbs/views/86e_now.ipynb #80476e9c
 class Words(pn.pane.HTML):
-    "HTML that changes often: its styles are sent once."
+    "HTML that changes often: its text is sent, and its styles only once."
 
-    def _update(self, ref, model): model.update(**{name: value for name, value in self._get_properties(model.document).items() if name != "stylesheets"})
+    def _update(self, ref, model): model.text = self._transform_object(self.object)["object"]
 
 # %% ../../nbs/views/86e_now.ipynb #eaf4f697
 ALONE = 500  # ms between updates of a view in a notebook

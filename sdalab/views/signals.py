@@ -10,6 +10,7 @@ __all__ = ['SIGNAL_GROUPS', 'grouped', 'matching', 'readings', 'SignalFeed', 'sa
 # %% ../../nbs/views/86d_signals.ipynb #signals02
 import math
 import re
+from functools import cache
 import numpy as np
 from bokeh.models import ColumnDataSource, Line
 from ..checked import BadInput
@@ -34,6 +35,7 @@ SIGNAL_GROUPS = {  # title -> what the names of its signals look like; the first
     "time and tokens": r"tokens|frozen|step_seconds"}
 
 # %% ../../nbs/views/86d_signals.ipynb #fbd4d78b
+@cache
 def grouped():
     "Title of a group -> names of its signals, each once; all that a journal can hold."
     left, found = list(signal_columns()), {}
