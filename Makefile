@@ -33,7 +33,7 @@ soak: $(READY) ## the long campaigns: 200 kills at random moments, 10,000 damage
 	SDALAB_SOAK=1 $(BIN)/python -m pytest tests/test_codec.py tests/test_checkpoints.py tests/test_lab.py --durations=4
 
 lab: $(READY) ## JupyterLab with the chapters
-	$(BIN)/jupyter lab --notebook-dir nbs
+	PANEL_INLINE=true $(BIN)/jupyter lab --notebook-dir nbs
 
 FRESH := build/lock
 lock: ## requirements.lock anew, from the newest versions that settings.ini allows

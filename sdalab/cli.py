@@ -18,7 +18,7 @@ from .checked import BadInput
 from .journal.export import export, export_all
 from .journal.reader import Run, delete_run, runs
 from .journal.schema import JournalError, RunInUse
-from .hand_commands import accept_command, discard_command, note_command, predict_command
+from .hand_commands import accept_command, alerts_command, discard_command, note_command, predict_command
 from .map_commands import map_command, maps_app
 from .terminal import ROOT, RootOption, ask, check_root, duration, err, find_run, out, say, table, watching
 from .tree_commands import branch_command, checkpoints_app, propose_command, replay_command, tree_command
@@ -30,7 +30,7 @@ runs_app = typer.Typer(no_args_is_help=True, help='List, show, export and delete
 app.add_typer(runs_app, name='runs')
 app.add_typer(checkpoints_app, name='checkpoints')
 app.add_typer(maps_app, name='maps')
-for name, command in dict(tree=tree_command, branch=branch_command, propose=propose_command, replay=replay_command, map=map_command, predict=predict_command, accept=accept_command, discard=discard_command, note=note_command).items(): app.command(name)(command)
+for name, command in dict(tree=tree_command, branch=branch_command, propose=propose_command, replay=replay_command, map=map_command, predict=predict_command, accept=accept_command, discard=discard_command, note=note_command, alerts=alerts_command).items(): app.command(name)(command)
 
 SetOption = Annotated[Optional[list[str]], typer.Option('--set', metavar='KEY=VALUE', help='Change one field; dots go down: `optimizer.learning_rate=1e-3`. May be repeated.')]
 

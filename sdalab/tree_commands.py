@@ -157,12 +157,15 @@ def candidates(record: dict, # of a decision
               ) -> pd.DataFrame: # one row for each that was tried
     "What was predicted of the candidates, and what came of them."
     said = {json.dumps(p['decision'], sort_keys=True): p for p in record['proposals']}
-    ahead = {h: i for i, h in enumerate(record['forecast'].get('horizons', []))}
-    rows = []
+    ahead, rows = {h: i for i, h in enumerate(record['forecast'].get('horizons', []))}, []
+    def expected(p, h):
+        if 'median' not in p: return ''
+        low, median, high = (p[name][ahead[h]] for name in ('low', 'median', 'high'))
+        if median is None: return 'not fitted'
+        return f'{median:+.3f} [{low:+.3f}, {high:+.3f}]' if None not in (low, high) else f'{median:+.3f}, no interval'
     for tried in record['tried']:
         p = said.get(json.dumps(tried['decision'], sort_keys=True), {}) if tried['kind'] == 'proposal' else {}
-        interval = {f'predicted at {h}': f"{p['median'][ahead[h]]:+.3f} [{p['low'][ahead[h]]:+.3f}, {p['high'][ahead[h]]:+.3f}]" if 'median' in p and None not in (p['low'][ahead[h]], p['high'][ahead[h]], p['median'][ahead[h]]) else '' for h in (50, 200) if ahead}
-        rows.append(dict(node=tried['node'], candidate=changes(tried['decision']) if tried['kind'] == 'proposal' else tried['kind'].replace('_', ' '), **interval, **({'risk': tried['risk']} if ahead else {}), steps=len(tried['losses']),
+        rows.append(dict(node=tried['node'], candidate=changes(tried['decision']) if tried['kind'] == 'proposal' else tried['kind'].replace('_', ' '), **{f'predicted at {h}': expected(p, h) for h in (50, 200) if ahead}, **({'risk': tried['risk']} if ahead else {}), steps=len(tried['losses']),
                          settled_loss=tried['settled'], gain='' if tried['gain'] is None else f"{tried['gain']:+.4f} ± {tried['gain_error']:.4f}", verdict=tried['verdict']))
     return pd.DataFrame(rows).astype({'settled_loss': float})
 

@@ -1,4 +1,5 @@
 "The command line as a user meets it: real processes, exit codes, sentences, interruptions."
+import json
 import os
 import signal
 import sqlite3
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from sdalab.journal.reader import Run, runs
+from sdalab.views.alerts import Alerts
+from sdalab.views.following import Tail, sample_run
 
 QUICK = ["--set", "model.depth=1", "--set", "rows=2"]
 
@@ -301,3 +304,18 @@ def test_out_of_time_is_no_failure(tmp_path):
     (tmp_path / "afile").write_text("")
     code, _, err = sdalab(tmp_path, "train", *QUICK, "--runs", "afile")
     assert code == 2 and "is a file" in err
+
+
+def test_alerts_are_listed(tmp_path):
+    root = tmp_path / "runs"
+    for name in ("one", "other"): sample_run(root, forked=False, name=name)
+    assert sdalab(tmp_path, "alerts") == (0, "", "No alerts of any run in runs.\n")
+    (root / "alerts.yaml").write_text("- {name: low, signal: loss, below: 3.0, steps: 3, level: error}\n")
+    alerts = Alerts(root)
+    for name in ("one", "other"): alerts.check(Tail(root / name).look())
+    code, out, _ = sdalab(tmp_path, "alerts", "one")
+    assert code == 0 and "error" in out and "low: loss = " in out and "other" not in out
+    found = [json.loads(line) for line in sdalab(tmp_path, "alerts", "--json")[1].splitlines()]
+    assert {one["run"] for one in found} == {"one", "other"} and all(one["value"] < 3 for one in found)
+    code, _, err = sdalab(tmp_path, "alerts", "ones")
+    assert code == 2 and "run = 'ones'" in err and "one" in err

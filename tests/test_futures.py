@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from functools import wraps
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,17 +16,20 @@ from typer.testing import CliRunner
 from sdalab.checked import BadInput
 from sdalab.checkpoints import store as store_module
 from sdalab.checkpoints.branch import branch, replay
+from sdalab.checkpoints.codec import Checkpoint
 from sdalab.checkpoints.resume import train
 from sdalab.checkpoints.store import Checkpointing
 from sdalab.cli import app
 from sdalab.decisions.model import Decision
 from sdalab.evaluation.compute import step_tokens
 from sdalab.futures import orchestrator
+from sdalab.futures.calibration import Adaptive
 from sdalab.futures.orchestrator import Futures, futures, propose, record_path, records
 from sdalab.futures.rollouts import Group
 from sdalab.journal.reader import Run
 from sdalab.journal.schema import RunInUse
 from sdalab.journal.tree import history, lineage, main_line
+from sdalab.regime import monitor
 from sdalab.training.configuration import TrainConfig, load_config
 from sdalab.tree_commands import draw_tree
 from test_cli import sdalab, start, wait_for_step
@@ -49,11 +53,11 @@ def eager(judged):
     return min((j for j in judged[1:] if j.rollout.settled is not None), key=lambda j: j.rollout.settled.mean())
 
 
-def go(settings, run_dir, report=None, winner=orchestrator.winner):
+def go(settings, run_dir, report=None, winner=orchestrator.winner, carried=futures):
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(orchestrator, "winner", winner)
-        return train(settings, run_dir, report=report, callbacks=futures)
+        return train(settings, run_dir, report=report, callbacks=carried)
 
 
 def stopping(*moments):
@@ -156,9 +160,16 @@ def dying(moment, count, after):
     setattr(owner, name, dies)
 
 
-def doomed(settings, run_dir, moment, count, after):
+def doomed(settings, run_dir, moment, count, after, carried=futures):
     dying(moment, count, after)
-    go(settings, run_dir, winner=eager)
+    go(settings, run_dir, winner=eager, carried=carried)
+
+
+def killed_at(settings, run_dir, moment, count, after, carried=futures):
+    process = FRESH.Process(target=doomed, args=(settings, run_dir, moment, count, after, carried))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL, (moment, count, process.exitcode)
 
 
 OWNERS = dict(futures=Futures, keeper=Checkpointing, group=Group, module=orchestrator)
@@ -171,10 +182,7 @@ def test_killed_around_a_decision_it_is_the_same_decision(whole, tmp_path):
     run_dir, killed = tmp_path / "r", 0
     for decision in (1, 2):
         for moment, count, after in MOMENTS if decision == 1 else MOMENTS[2::3]:
-            process = FRESH.Process(target=doomed, args=(config(), run_dir, moment, count, after))
-            process.start()
-            process.join(120)
-            assert process.exitcode == -signal.SIGKILL, (decision, moment, count, process.exitcode)
+            killed_at(config(), run_dir, moment, count, after)
             run = Run(run_dir)
             assert run.status() == "killed" and main_line(run) and draw_tree(run)
             killed += 1
@@ -304,16 +312,15 @@ def test_a_root_that_is_gone(tmp_path):
 def test_no_root_at_all(tmp_path):
     def thief(trainer):
         if trainer.state.step == 24:
-            for path in (tmp_path / "none/checkpoints").glob("*.ptz"): path.unlink()
+            while not (found := list((tmp_path / "none/checkpoints").glob("*.ptz"))): time.sleep(0.01)  # it is written in a thread
+            for path in found: path.unlink()
     assert go(config(steps=60, checkpoints=dict(every=1000, memory_keep=0, best=False)), tmp_path / "none", thief) == "finished"
     failed, = Run(tmp_path / "none").events().query("kind == 'futures_failed'").detail
     assert "no state is kept to go back to from step 25: set checkpoints.memory_keep above 0" in failed["reason"] and "checkpoint_damaged" in kinds(tmp_path / "none")
 
 
 def test_a_recorded_root_that_is_gone_is_decided_anew(tmp_path):
-    process = FRESH.Process(target=doomed, args=(config(steps=60), tmp_path / "r", "module.write_record", 1, True))
-    process.start()
-    process.join(120)
+    killed_at(config(steps=60), tmp_path / "r", "module.write_record", 1, True)
     record, = records(tmp_path / "r")
     (tmp_path / "r" / record["root"]["path"]).unlink()
     assert go(config(steps=60), tmp_path / "r", winner=eager) == "finished"
@@ -450,9 +457,7 @@ def test_what_a_person_decided_after_the_root_stays_in_force(tmp_path):
 
 
 def test_a_person_takes_the_number_of_the_fork_to_come(whole, tmp_path):
-    process = FRESH.Process(target=doomed, args=(config(), tmp_path / "r", "module.write_record", 1, True))
-    process.start()
-    process.join(120)
+    killed_at(config(), tmp_path / "r", "module.write_record", 1, True)
     record, = records(tmp_path / "r")
     assert branch(tmp_path / "r", 10, [Decision(learning_rate_scale=0.1)], steps=3) == [record["collapse"]]
     assert go(config(), tmp_path / "r", winner=eager) == "finished"
@@ -535,3 +540,117 @@ def test_the_shipped_proxy_chooses_and_says_what_it_expects(tmp_path):
     assert decided(tmp_path / "whole") == decided(tmp_path / "parts") and len(record["proposals"]) == 32
     assert all(t["risk"] <= record["forecast"]["highest_risk"] + 1e-6 for t in record["tried"] if t["kind"] == "proposal")
     assert all(len(p["median"]) == len(record["forecast"]["horizons"]) for p in record["proposals"])
+
+
+PROXIED = dict(proxy="proxy.safetensors", proposals=32, proposer=dict(name="grid"), rollout=[5, 10], confidence=0.999)
+
+
+def levels(run_dir):
+    "What the last checkpoint remembers of the intervals."
+    return Checkpoint(sorted(Path(run_dir).glob("checkpoints/**/*.ptz"), key=lambda p: p.stat().st_mtime)[-1]).header["state"]["callbacks"]["futures"]["levels"]
+
+
+@pytest.fixture(scope="module")
+def proxied(tmp_path_factory):
+    "Two decisions of a run with a proxy."
+    run_dir = tmp_path_factory.mktemp("proxied") / "r"
+    assert go(config(**PROXIED), run_dir, winner=eager) == "finished"
+    return run_dir
+
+
+def test_the_verified_move_the_level_of_the_intervals_to_come(proxied):
+    first, second = records(proxied)
+    assert first["forecast"]["level"] == second["forecast"]["level"] == 0.8 and first["forecast"]["fitted"] == [10, 50, 200]
+    assert set(first["forecast"]["in_use"]) == {"10"}, "the horizons that rollouts reach"
+    outcomes = [score for t in first["tried"] for score in t["outside"].values() if score is not None]
+    before, after = (r["forecast"]["in_use"]["10"] for r in (first, second))
+    assert before["level"] == 0.8 and before["scores"] == 0 and after["scores"] == len(outcomes) > 0 and after["level"] != 0.8
+    shipped = Futures(config(**PROXIED)).proxy.margin[0]
+    expected = Adaptive(0.2, start=shipped)
+    for score in outcomes: expected.update(score)
+    assert after == dict(level=round(1 - expected.alpha, 6), margin=round(expected.margin, 6), scores=len(outcomes))
+    assert all(p[name][3] is None and p[name][0] is not None for r in (first, second) for p in r["proposals"] for name in ("median", "low", "high", "risk")), "at 2,000 steps nothing is said"
+    assert levels(proxied)["10"]["scores"][:len(outcomes)] == outcomes
+
+
+def test_killed_around_a_decision_the_levels_are_the_same(proxied, tmp_path):
+    for moment, count, after in (("group.step", 7, True), ("module.write_record", 1, True), ("futures._calibrate", 1, True), ("futures._new_line", 1, True), ("futures._collapse", 1, True)):
+        killed_at(config(**PROXIED), tmp_path / "r", moment, count, after)
+    fork = int(Run(tmp_path / "r").nodes().set_index("node").fork[main_line(Run(tmp_path / "r"))])
+    assert go(config(**PROXIED), tmp_path / "r", stopping((fork, 116)), eager) == "interrupted"
+    for moment in ("futures._calibrate", "module.restore"): killed_at(config(**PROXIED), tmp_path / "r", moment, 1, True)
+    assert go(config(**PROXIED), tmp_path / "r", winner=eager) == "finished"
+    assert decided(tmp_path / "r") == decided(proxied) and levels(tmp_path / "r") == levels(proxied)
+
+
+def sensing(settings):
+    "A monitor beside the futures."
+    return [*monitor.senses(settings), *futures(settings)]
+
+
+def slow(sense):
+    "As on a machine on which readings are five times as dear."
+    return lambda self, name, period: 5 * sense(self, name, period)
+
+
+def test_a_decision_is_the_same_whatever_the_clock_makes_of_the_senses(tmp_path, monkeypatch):
+    settings = config(**PROXIED | dict(steps=60, trigger=dict(name="sensed", signal="loss_average", above=0.0, steps=44))).replace(monitor=dict(budget=1e3, periods=dict(edge=3, activity=3)))
+    killed_at(settings, tmp_path / "r", "module.write_record", 1, True, sensing)
+    first, = records(tmp_path / "r")
+    assert first["features"]["edge_coordinate"] is not None and first["trigger"].startswith("loss_average")
+    record_path(tmp_path / "r", first["fork"], first["step"]).unlink()
+    killed_at(settings, tmp_path / "from the root", "keeper.keep", 1, True, sensing)  # the steps up to the trigger are taken again
+    monkeypatch.setattr(monitor.Ledger, "effective", slow(monitor.Ledger.effective))
+    for folder in (tmp_path / "r", tmp_path / "from the root"):
+        go(settings, folder, winner=eager, carried=sensing)
+        again = records(folder)[0]
+        assert again["step"] == first["step"] and again["features"] == first["features"] and again["trigger"] == first["trigger"]
+        assert [t["decision"] for t in again["tried"]] == [t["decision"] for t in first["tried"]] and [t["losses"] for t in again["tried"]] == [t["losses"] for t in first["tried"]]
+
+
+def test_what_a_person_asked_is_not_lost_by_a_kill(tmp_path):
+    settings = config(**QUIET | dict(trigger=dict(name="by_hand"), steps=60))
+    for moment, after in (("keeper.keep", False), ("group.step", True)):
+        run_dir = tmp_path / moment
+        assert go(settings, run_dir, stopping((0, 40))) == "interrupted"
+        process = FRESH.Process(target=asked_and_killed, args=(settings, run_dir, moment, after))
+        process.start()
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL and not records(run_dir)
+        assert len(Run(run_dir).commands()) == 1
+        assert go(settings, run_dir, winner=lambda judged: None) == "finished"
+        record, = records(run_dir)
+        assert record["step"] == 45 and record["trigger"] == "a person asked for it" and not record["asked"]
+        assert_account(run_dir)
+
+
+def asked_and_killed(settings, run_dir, moment, after):
+    sent = []
+
+    def person(trainer):
+        if trainer.state.step == 45 and not sent:
+            sent.append(Run(run_dir).send("propose", {}))
+            dying(moment, 1, after)
+            time.sleep(0.6)
+    go(settings, run_dir, person, lambda judged: None)
+
+
+def asked_by_hand(run_dir, at):
+    dying("module.write_record", 1, False)
+    propose(run_dir, at)
+
+
+def test_what_was_asked_of_a_stored_run_and_killed_is_said_and_finished(tmp_path):
+    go(config(), tmp_path / "r", stopping((0, 22)), eager)
+    process = FRESH.Process(target=asked_by_hand, args=(tmp_path / "r", 21))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL and not records(tmp_path / "r")
+    for stop in ((0, 23), (0, 24)):
+        assert go(config(), tmp_path / "r", stopping(stop), eager) == "interrupted"
+        told = Run(tmp_path / "r").events().query("kind == 'futures_unfinished'")
+        assert len(told) == 1 and "sdalab branch r --at 21 --propose" in told.detail.iloc[0]["reason"]
+    assert propose(tmp_path / "r", 21)["asked"] and len(records(tmp_path / "r")) == 1
+    assert go(config(), tmp_path / "r", winner=eager) == "finished"
+    assert len(Run(tmp_path / "r").events().query("kind == 'futures_unfinished'")) == 1
+    assert_account(tmp_path / "r")

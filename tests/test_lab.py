@@ -3,11 +3,15 @@ import asyncio
 import json
 import os
 import re
+import shutil
+import sqlite3
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from urllib.parse import quote, urlsplit
 
 import psutil
 import pytest
@@ -19,13 +23,10 @@ from sdalab.journal.tree import history, main_lines
 from sdalab.views.following import sample_run
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_live import (MARKUP, MODELS, PATIENCE, POLLING, browser, card, press, processes, profile, serve, shows, sources, spot, train, until, wait_until)  # noqa: E402, F401
+from test_live import (MARKUP, MODELS, PATIENCE, POLLING, ROOT, browser, card, press, processes, profile, serve, shows, sources, spot, train, until, wait_until)  # noqa: E402, F401
 
 SMALL = "model.width=16", "model.inner_width=16", "model.hidden_width=32", "rows=1", "checkpoints.every=20", "evaluate_every=20", "evaluate_batches=1"
-LONG = 120  # seconds for what starts a process that trains, on a busy machine
-
-# Branching through a worker, the comparison, the rules and logging in failed on a busy machine and have not been seen to pass since: until they have, all of it belongs to the long campaign.
-pytestmark = pytest.mark.skipif(not os.environ.get("SDALAB_SOAK"), reason="the lab in a browser, not settled yet: make soak")
+LONG = 240  # seconds for what starts a process that trains, on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,10 @@ def in_link(page, *parts):
 
 
 def test_the_tree_tells_why_and_compares(address, runs, browser):
+    browser.goto(f"{address}?run=sample")
+    browser.mouse.click(*spot(browser, "Time goes", 24, 3))  # the tree stands over the charts too: a node leads to what is known of it
+    browser.get_by_text("Node 3", exact=True).wait_for()
+    in_link(browser, "view=tree", "node=3")
     browser.goto(f"{address}?run=sample&view=tree")
     until(browser, "models.some((m) => m.data?.outcome === undefined && m.data?.decision?.length === 5)")
     drawn = next(data for data in sources(browser, "decision") if len(data["node"]) == 5)
@@ -145,9 +150,9 @@ def test_a_form_takes_valid_decisions_only(address, browser):
     choose(browser, "momentum reset", "first")
     press(browser, "Add this future")
     browser.get_by_text("momentum_reset=first, reset_warmup=20").wait_for()
-    fill(browser, "learning rate scale", -3)  # below the least that the field takes
+    fill(browser, "learning rate scale", -3)
     press(browser, "Add this future")
-    browser.wait_for_timeout(1500)
+    browser.get_by_text("learning_rate_scale = -3.0: should be greater than or equal to 0").wait_for()
     assert browser.locator("td", has_text="learning_rate_scale=-3").count() == 0
 
 
@@ -169,7 +174,7 @@ def test_a_replay_never_shows_what_was_not_yet_known(address, browser):
 
 
 def test_runs_are_compared(address, browser):
-    browser.goto(f"{address}?run=sample&view=compare&runs={json.dumps(['wide', 'sample', MARKUP])}")
+    browser.goto(f"{address}?run=sample&view=compare&runs={quote(json.dumps(['wide', 'sample', MARKUP]))}")
     until(browser, "models.filter((m) => m.type === 'Legend').some((m) => m.items.length === 4)")
     rows = browser.locator(".tabulator-row")
     rows.nth(3).wait_for()
@@ -225,7 +230,7 @@ def test_rules_mark_and_notify(address, runs, browser, train):
     browser.goto(f"{address}?run=sample")
     shows(browser, "status", "finished")
     process = train(runs / "watched", steps=100_000, rate=100, lanes=2, at_once=100)[0]
-    wait_until((runs / "told").is_file, "the command", 60)
+    wait_until((runs / "told").is_file, "the command", LONG)
     alerts = [json.loads(line) for line in (runs / "alerts.jsonl").read_text().splitlines()]
     assert alerts[0]["run"] == "watched" and alerts[0]["rule"] == "low <b>loss</b>" and "loss = " in (runs / "told").read_text()
     browser.goto(f"{address}?run=watched")
@@ -233,6 +238,90 @@ def test_rules_mark_and_notify(address, runs, browser, train):
     assert "low <b>loss</b>" in browser.locator(".notice.error").first.inner_text()
     until(browser, "models.some((m) => m.data?.kind?.includes('alert'))")
     process.terminate()
+
+
+def locked(run_dir):
+    "Holds the journal as a backup or a repair would; returns what lets it go."
+    db = sqlite3.connect(run_dir / "journal.db", isolation_level=None)
+    db.execute("PRAGMA locking_mode = EXCLUSIVE")
+    db.execute("BEGIN EXCLUSIVE")
+    db.execute("UPDATE meta SET value = value")
+    return lambda: (db.execute("ROLLBACK"), db.close())
+
+
+def damaged(run_dir, damage):
+    "Puts a damaged copy in the place of the journal; returns what puts the good one back."
+    good, path = (run_dir / "journal.db").read_bytes(), run_dir / "journal.db"
+    path.with_name("damaged").write_bytes(good)
+    damage(path.with_name("damaged"))
+    path.with_name("damaged").replace(path)
+
+    def mend():
+        path.with_name("whole").write_bytes(good)
+        path.with_name("whole").replace(path)
+    return mend
+
+
+def cut(path): os.truncate(path, path.stat().st_size // 2 + 100)
+
+
+def emptied(path):
+    with closing(sqlite3.connect(path)) as db: db.executescript("PRAGMA journal_mode = DELETE; DROP TABLE events; DROP TABLE steps")
+
+
+def gone(run_dir):
+    run_dir.rename(run_dir.parent.parent / "for a while")
+    return lambda: (run_dir.parent.parent / "for a while").rename(run_dir)
+
+
+FAULTS = dict(locked=(locked, "another process has locked"), cut=(lambda run: damaged(run, cut), "malformed"), emptied=(lambda run: damaged(run, emptied), "no such table"), gone=(gone, "holds no journal.db"))
+
+
+def test_a_faulty_journal_is_told_of_and_read_when_it_is_good_again(address, runs, browser):
+    sample_run(runs, name="faulty")
+    browser.goto(f"{address}?run=faulty")
+    shows(browser, "step", "60")
+    other = browser.context.new_page()  # who looks at another run is not held up
+    other.goto(f"{address}?run=wide")
+    shows(other, "status", "finished")
+    for fault, words in FAULTS.values():
+        mend = fault(runs / "faulty")
+        try:
+            told = browser.get_by_role("alert").filter(has_text="cannot be read just now").filter(has_text=words)
+            told.wait_for()
+            assert told.inner_text().count(". ") == 1 and told.inner_text().endswith("This page tries again by itself.")
+            assert browser.get_by_role("button", name="Report").is_disabled() and browser.locator(".bk-Figure").count() >= 6  # what was known stays
+            shows(other, "this machine", "busy")
+        finally: mend()
+        told.wait_for(state="hidden")
+        shows(browser, "step", "60")
+        assert [len(data["step"]) for data in sources(browser, "smooth") if "loss" in data] == [60]
+    other.close()
+
+
+def test_views_opened_on_a_faulty_journal_wait_for_it(address, runs, browser):
+    for view, words in dict(now="", tree="came from", replay="100 steps taken in 4 nodes", compare="faulty").items():
+        mend = damaged(runs / "faulty", cut)
+        try:
+            browser.goto(f"{address}?run=faulty&view={view}")
+            browser.get_by_text("cannot be read just now").first.wait_for()
+        finally: mend()
+        if view == "now": shows(browser, "step", "60")
+        else: browser.get_by_text(words).first.wait_for()
+        browser.get_by_text("cannot be read just now").first.wait_for(state="hidden")
+
+
+def test_a_run_that_another_one_replaces(address, runs, browser):
+    browser.goto(f"{address}?run=faulty")
+    shows(browser, "step", "60")
+    (runs / "faulty/journal.db").unlink()
+    shutil.rmtree(runs / "faulty")
+    sample_run(runs, steps=90, forked=False, name="faulty")
+    shows(browser, "step", "90")
+    browser.get_by_text("Another run took the place of faulty").wait_for()
+    assert [len(data["step"]) for data in sources(browser, "smooth") if "loss" in data] == [90]
+    browser.goto(f"{address}?run=faulty&view=replay")
+    browser.get_by_text("90 steps taken in 1 nodes").wait_for()
 
 
 def test_what_a_viewer_without_a_password_asks_is_not_done(serve, runs, browser, train):
@@ -243,17 +332,19 @@ def test_what_a_viewer_without_a_password_asks_is_not_done(serve, runs, browser,
     for name in ("Go", "Pin", "What is expected", "Accept into the main line", "Verify by running again"): assert browser.get_by_role("button", name=name, exact=True).is_disabled()
     browser.evaluate(f"() => {{ for (const model of {MODELS}) if (model.disabled === true) model.disabled = false }}")  # whatever its buttons look like
     press(browser, "Go")
-    browser.wait_for_timeout(2000)
+    browser.locator(".notice.error").filter(has_text="asks for no password").wait_for()
     assert len(run.commands()) == 0 and run.nodes().fork.max() == 0
 
 
 def test_with_a_password_commands_are_taken(serve, runs, browser, train):
     run = train(runs / "guarded", rate=20, steps=100_000)[1]
-    address = serve(runs, "0.0.0.0", "--basic-auth", "a secret", "--cookie-secret", "another secret")
-    browser.goto(address + "?run=guarded")
-    browser.locator("input[name=username]").fill("somebody")
-    browser.locator("input[type=password]").fill("a secret")
-    browser.keyboard.press("Enter")
+    address = serve(runs, "0.0.0.0", "--basic-auth", "a secret", "--cookie-secret", "another secret", "--basic-login-template", "dashboards/login.html")
+    for password in ("a guess", "a secret"):
+        browser.goto(address + "?run=guarded")
+        browser.get_by_label("Name").fill("somebody")
+        browser.get_by_label("Password").fill(password)
+        press(browser, "Log in")
+        if password == "a guess": browser.get_by_text("Invalid username or password!").wait_for()
     shows(browser, "status", "running")
     press(browser, "Pause")
     wait_until(lambda: run.status() == "paused", "the run obeys")
@@ -263,6 +354,13 @@ def test_with_a_password_commands_are_taken(serve, runs, browser, train):
     press(browser, "Keep the note")
     wait_until(lambda: "note" in set(run.commands().kind), "the note is sent")
     assert run.commands().payload.iloc[-1] == {"text": MARKUP} and browser.locator("img[src=x]").count() == 0
+
+
+def test_the_page_listens_on_this_machine_alone(address):
+    port = urlsplit(address).port
+    assert {one.laddr.ip for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN and one.laddr.port == port} == {"127.0.0.1"}
+    told = [line for path in ("README.md", "dashboards/live.py", "sdalab/cli.py") for line in (ROOT / path).read_text(encoding="utf-8").splitlines() if "panel serve dashboards/" in line]
+    assert len(told) >= 4 and [line for line in told if "--address" not in line] == []
 
 
 def test_other_origins_are_refused(address):
@@ -278,10 +376,9 @@ def test_other_origins_are_refused(address):
 def test_names_in_the_address_are_no_paths(address, runs, browser):
     outside = runs.parent / "outside"
     sample_run(outside, forked=False, name="secret")
-    for name in ("../outside/secret", str(outside / "secret"), "..%2Foutside%2Fsecret"):
-        for view in ("now", "tree", "replay"):
-            browser.goto(f"{address}?run={name}&view={view}")
-            browser.get_by_text("There is no run named").wait_for()
+    for view, name in dict(now="../outside/secret", tree=outside / "secret", replay="..%2Foutside%2Fsecret").items():
+        browser.goto(f"{address}?run={name}&view={view}")
+        browser.get_by_text("There is no run named").wait_for()
     browser.goto(f"{address}?run=sample&view=compare&runs={json.dumps(['../outside/secret'])}")
     browser.get_by_text("Reading the runs").wait_for()
     assert browser.locator(".tabulator-row").count() == 0

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from synthetic_run import ALARM, REGIMES, SHOCK, WARM_UP, index_of, planted  # noqa: E402
 
 POLLING = 150  # ms; looking at every frame would keep the page from its work
-PATIENCE = 30.0  # seconds for what takes a second on an idle machine
+PATIENCE = 120.0  # seconds for what takes a second on an idle machine
 # The browser keeps what was taken off the page for a while; these are the models that are on it.
 MODELS = "((page) => ((on) => [...page?._all_models.values() ?? []].filter((m) => on.has(m)))(new Set(page?.roots().flatMap((r) => [...r.references()]))))(window.Bokeh?.documents[0])"
 MARKUP = "<img src=x onerror=document.title='taken'>&amp;"
@@ -51,7 +51,7 @@ def processes():
     yield start
     for process in started:
         if process.poll() is None: process.send_signal(signal.SIGTERM)
-    for process in started: process.wait(20)
+    for process in started: process.wait(PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def serve(processes, tmp_path_factory):
             port = free.getsockname()[1]
         log = tmp_path_factory.mktemp("serve") / "log"
         processes("-m", "panel", "serve", "dashboards/live.py", "--address", address, "--port", port, *options, "--args", folder, stderr=log.open("w"))
-        wait_until(lambda: "app running" in log.read_text(), "the server", 60)
+        wait_until(lambda: "app running" in log.read_text(), "the server", PATIENCE)
         return f"http://localhost:{port}/live" if address == "0.0.0.0" else f"http://127.0.0.1:{port}/live"
     return start
 
@@ -99,8 +99,8 @@ def profile(chromium):
 
 
 @pytest.fixture
-def browser(profile):
-    "A page that lists in `troubles` every error and every request that leaves this machine."
+def browser(profile, request, tmp_path):
+    "A page that lists in `troubles` every error and every request that leaves this machine; where a test fails, what it showed is kept."
     page = profile.new_page()
     page.troubles, page.frames_seen = [], []
     page.on("pageerror", lambda error: page.troubles.append(str(error)))
@@ -109,7 +109,9 @@ def browser(profile):
             else page.troubles.append(request.url))
     page.on("websocket", lambda ws: ws.on("framereceived", lambda frame: page.frames_seen.append(frame)))
     page.set_default_timeout(PATIENCE * 1000)
+    failed = request.session.testsfailed
     yield page
+    if request.session.testsfailed > failed: page.screenshot(path=tmp_path / "failed.png", full_page=True)
     page.close()
     assert page.troubles == []
 
@@ -233,7 +235,7 @@ def test_a_real_training_run_is_watched_and_stopped(address, runs, browser, proc
     "The trainer itself in another process: its lanes stream in, and the page's stop ends it as it should."
     process = processes("-m", "sdalab.cli", "train", "edge-95k", "--runs", runs, "--name", "real", "--steps", 1_000_000,
                         "--set", "rows=2", "--set", "sweep.learning_rate=[1e-3, 1e-2, 1e-1]")
-    wait_until(lambda: (runs / "real" / "journal.db").exists(), "the run", 60)
+    wait_until(lambda: (runs / "real" / "journal.db").exists(), "the run", PATIENCE)
     browser.goto(f"{address}?run=real")
     shows(browser, "status", "running")
     wait_until(lambda: len(points(browser)) == 3, "three lanes")

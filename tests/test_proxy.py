@@ -75,7 +75,9 @@ def test_a_kill_leaves_whole_tuples(tmp_path):
 
 def test_the_shipped_proxy_predicts_and_strangers_are_refused(tmp_path):
     said = load_proxy().predict(dict.fromkeys(FEATURES, math.nan), [Decision(), Decision(learning_rate_scale=0.8)])
-    assert not said.median[0].any() and (said.low[1] <= said.median[1]).all() and (said.median[1] <= said.high[1]).all() and ((said.risk >= 0) & (said.risk <= 1)).all()
+    median, low, high, risk = (part[:, :3] for part in said[1:5])
+    assert not median[0].any() and (low[1] <= median[1]).all() and (median[1] <= high[1]).all() and ((risk >= 0) & (risk <= 1)).all()
+    assert load_proxy().fitted == HORIZONS[:3] and all(np.isnan(part[:, 3]).all() for part in said[1:5]), 'of 2,000 steps ahead it says nothing'
     stranger = tmp_path/'pickle.safetensors'
     stranger.write_bytes(b'\x80\x04cos\nsystem\n.')
     with pytest.raises(BadInput, match='not a file of a proxy'): load_proxy(str(stranger))

@@ -14,6 +14,7 @@ import numpy as np, pandas as pd
 from scipy.special import comb
 from scipy.stats import binomtest, poisson, spearmanr
 from ..checked import BadInput
+from .batch_means import LATEST, realised
 from ..journal.reader import Run
 from ..journal.records import records
 from ..journal.tree import history, lineage, main_lines
@@ -92,7 +93,7 @@ def gap(table: pd.DataFrame, # with the columns PREDICTED
     return pd.DataFrame(rows)
 
 # %% ../../nbs/evaluation/64_interventions.ipynb #5a0e5600
-def predictions(run: Run, over: int = 10, # last steps before a horizon that the losses are averaged over
+def predictions(run: Run, over: int = LATEST, # last steps before a horizon that the losses are averaged over
                ) -> pd.DataFrame: # columns PREDICTED, and risk
     "Every prediction of a run's decisions for what was rolled out, with what came of it. Decisions without a proxy have none."
     rows = []
@@ -102,17 +103,11 @@ def predictions(run: Run, over: int = 10, # last steps before a horizon that the
             said = next((p for p in record['proposals'] if p['decision'] == tried['decision']), {})
             if tried['kind'] != 'proposal' or 'median' not in said: continue
             for at, h in enumerate(record['forecast']['horizons']):
+                if said['median'][at] is None: continue # not fitted
                 ends = {name: missing if said[name][at] is None else said[name][at] for name, missing in (('low', -np.inf), ('high', np.inf), ('median', np.nan), ('risk', np.nan))}
                 rows.append(dict(run=run.name, trigger=record['step'], candidate=i, horizon=h, predicted=ends['median'], low=ends['low'], high=ends['high'],
-                                 outcome=_paired_difference(tried['losses'], no_op, max(0, h - over), h), risk=ends['risk']))
+                                 outcome=realised(tried['losses'], no_op, h, over), risk=ends['risk']))
     return pd.DataFrame(rows, columns=[*PREDICTED, 'risk'])
-
-def _paired_difference(own, no_op, first, last): # losses, None from where a future broke -> mean difference; infinite where one broke, NaN where one is too short, or both broke
-    own, no_op = (np.array(losses, dtype=float)[:last] for losses in (own, no_op))
-    if len(own) < last or len(no_op) < last: return np.nan
-    broken = np.isnan(own).any(), np.isnan(no_op).any()
-    if any(broken): return np.nan if all(broken) else np.inf if broken[0] else -np.inf
-    return float((own - no_op)[first:].mean())
 
 # %% ../../nbs/evaluation/64_interventions.ipynb #41237f24
 def selection(table: pd.DataFrame, # with the columns PREDICTED

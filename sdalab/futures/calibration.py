@@ -58,14 +58,16 @@ class Adaptive:
                  gamma: float = 0.02, # step; 0.005 is the paper's, for long series
                  memory: int = 200, # latest scores that count
                  scores=(), # to begin with, such as those of the calibration
+                 start: float = math.inf, # margin while there are too few scores for the level
                 ):
-        self.target, self.alpha, self.gamma, self.memory, self.scores = alpha, alpha, gamma, memory, list(map(float, scores))[-memory:]
+        self.target, self.alpha, self.gamma, self.memory, self.scores, self.start = alpha, alpha, gamma, memory, list(map(float, scores))[-memory:], start
 
     @property
     def margin(self) -> float:
         "What the next interval is widened by."
         if self.alpha <= 0: return math.inf
-        return -math.inf if self.alpha >= 1 else conformal_quantile(np.array(self.scores), self.alpha)
+        if self.alpha >= 1: return -math.inf
+        return self.start if math.isinf(own := conformal_quantile(np.array(self.scores), self.alpha)) else own
 
     def update(self, score: float) -> bool: # whether it was a miss
         "Take in the score of the case that `margin` was for; NaN, an outcome that never came, changes nothing."

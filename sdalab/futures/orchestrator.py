@@ -23,17 +23,18 @@ from ..checkpoints.codec import BadCheckpoint, Checkpoint, replacing
 from ..checkpoints.snapshot import restore
 from ..checkpoints.store import Checkpointing
 from ..decisions.model import Decision
+from ..evaluation.batch_means import realised
+from .calibration import Adaptive, outside_scores
 from .proposals import Bayesian, Proposer, build_proposer
-from .proxy import Constant, Prediction, load_proxy
+from .proxy import Prediction, load_proxy, to_scale
 from .rollouts import Candidate, Group, Rollout, SETTLE, paired, quantile, race, rehearsal_seed, rehearsed
-from .tuples import HORIZONS, SIGNALS, WINDOW, features_of, window_of
+from .tuples import HORIZONS, SIGNALS, features_of, window_of
 from ..journal.reader import Run
 from ..journal.records import record_path, records
 from ..journal.schema import hold, signal_columns
-from ..journal.tree import history
+from ..journal.tree import history, lineage
 from ..journal.writer import Journal
 from ..regime.detectors import DETECTORS, detector
-from ..regime.regimes import History
 from ..training.configuration import TrainConfig, as_config
 from ..training.stressors import LongSequences, build_stressor
 from ..training.train import Callback, Trainer
@@ -54,8 +55,7 @@ class DetectorTrigger(Trigger):
     "A detector of loss and gradient norm."
     def __init__(self, name: str, **settings): self.name, self.detector = name, detector(name, 1, **settings)
     def update(self, trainer):
-        seen = trainer.state.observed
-        fired = self.detector.update(seen.loss.numpy(), seen.gradient_norm.norm(dim=1).numpy())[0]
+        fired = self.detector.update(trainer.row['loss'], trainer.row['gradient_norm'])[0]
         return f'{self.name}: score {self.detector.score[0]:.2f}' if fired else None
     def state_dict(self): return self.detector.state_dict()
     def load_state_dict(self, state): self.detector.load_state_dict(state)
@@ -175,13 +175,15 @@ class Futures(Callback):
         self.config = config = run.futures
         self.trigger, self.proposer = build_trigger(config.trigger), for_run(build_proposer(config.proposer), run)
         self.proxy = load_proxy(config.proxy) if config.proxy else None
+        if self.proxy and HORIZONS[SCORED] not in self.proxy.fitted: raise BadInput(f"futures.proxy = {config.proxy!r}: says nothing of {HORIZONS[SCORED]} steps ahead, by which candidates are ranked; fit one on outcomes at that horizon (experiments/84_fit_proxy)")
         if isinstance(self.proposer, Bayesian) and self.proxy: self.proposer.against(lambda features, decisions: self.proxy.predict(features, decisions).median[:, SCORED])
-        self.window, self.pending, self.fork, self.ignored, self.asked = History(WINDOW, 1, len(SIGNALS)), None, 0, 0, False
+        self.levels, self.pending, self.fork, self.ignored, self.asked, self.requests, self.obeyed = self._levels(), None, 0, 0, False, {}, set()
 
-    def state_dict(self): return dict(trigger=self.trigger.state_dict(), window=self.window.state_dict(), proposer=self.proposer.state_dict(), pending=self.pending, fork=self.fork, ignored=self.ignored)
+    def state_dict(self): return dict(trigger=self.trigger.state_dict(), proposer=self.proposer.state_dict(), levels={str(h): a.state_dict() for h, a in self.levels.items()}, pending=self.pending, fork=self.fork, ignored=self.ignored)
     def load_state_dict(self, state):
         "Remember it again."
-        self.trigger.load_state_dict(state['trigger']), self.window.load_state_dict(state['window']), self.proposer.load_state_dict(state['proposer'])
+        self.trigger.load_state_dict(state['trigger']), self.proposer.load_state_dict(state['proposer'])
+        for h, learned in state.get('levels', {}).items(): self.levels[int(h)].load_state_dict(learned) # older states know of none
         self.pending, self.fork, self.ignored = state['pending'], state['fork'], state['ignored']
 
     def on_train_begin(self, trainer, journal):
@@ -192,20 +194,19 @@ class Futures(Callback):
         self._sweep(journal)
         if trainer.state.step == 0 and self.kept.config.memory_keep: self.kept._remember(self.kept.pool.take(trainer), journal)
         elif not self.kept.store.files: self.kept.save(trainer, journal)
+        self._take_up(journal, trainer.fork)
         path = record_path(self.run_dir, trainer.fork, trainer.state.step)
+        self.pending = self.pending or self.requests.get(trainer.state.step)
         due = bool(self.pending) or path.exists() and json.loads(path.read_text(encoding='utf-8'))['collapse'] is not None
         self._count(trainer, due)
         if due: self._deliberate(trainer, journal)
 
     def columns(self, trainer, journal):
         "Watches; adds nothing to the row."
-        seen, sensed = trainer.state.observed, trainer.sensed
-        own = dict(loss=seen.loss.item(), gradient_norm=seen.gradient_norm.norm().item(), clip_coefficient=seen.clip_coefficient.item(), validation_loss=(trainer.validation or [math.nan])[0],
-                   learning_rate=trainer.state.learning_rate.max().item() * trainer.decisions[0].learning_rate_scale)
-        self.window.write(*([own.get(name, sensed.get(name, [math.nan])[0])] for name in SIGNALS))
         reason = self.trigger.update(trainer)
         if not trainer.alive[0]: reason = 'loss or gradient is not finite'
-        if reason and self._allowed(trainer, journal): self.pending = reason
+        if trainer.state.step in self.requests: self.pending = self.requests[trainer.state.step]
+        elif reason and self._allowed(trainer, journal): self.pending = reason
         return {}
 
     def on_step_end(self, trainer, journal):
@@ -215,14 +216,17 @@ class Futures(Callback):
     def on_command(self, trainer, journal, command):
         "`propose` {}: try alternate futures now, whatever the trigger and the refractory period say."
         for key in command.payload: raise BadInput(f"{key} is not a field of propose: it has none")
+        if command.id in self.obeyed: return # taken up before a kill: it comes again at its step
         if trainer.plan: raise BadInput(f"propose: the run is still taking again what was decided up to step {trainer.plan[-1].step}; send it after that")
         if record_path(self.run_dir, trainer.fork, trainer.state.step).exists(): raise BadInput(f"propose: a decision was taken at this very step, {trainer.state.step}; send it again")
-        if problem := self.act(trainer, journal, ASKED): raise BadInput(f"propose: {problem}")
+        if problem := self.act(trainer, journal, ASKED, command.id): raise BadInput(f"propose: {problem}")
 
-    def act(self, trainer: Trainer, journal: Journal, reason: str) -> str | None: # why it failed
+    def act(self, trainer: Trainer, journal: Journal, reason: str,
+            command: int | None = None, # that asks for it
+           ) -> str | None: # why it failed
         "Try alternate futures now."
         self.pending = reason
-        return self._deliberate(trainer, journal)
+        return self._deliberate(trainer, journal, command)
 
 # %% ../../nbs/futures/56_orchestrator.ipynb #d7c9fffa
 from fastcore.basics import patch
@@ -259,6 +263,25 @@ def _allowed(self: Futures, trainer, journal) -> bool:
         self.ignored += 1
         return False
     return True
+
+# %% ../../nbs/futures/56_orchestrator.ipynb #95edbed6
+@patch
+def _take_up(self: Futures, journal, fork: int):
+    "What was to be tried on this line, and did not fail; and a word about what was asked of the stored run and never decided."
+    run = Run(self.run_dir)
+    nodes, events = run.nodes().set_index('node'), run.events()
+    forks = events.node.map(nodes.fork)
+    failed = set(events.step[(events.kind == 'futures_failed') & (forks == fork)])
+    self.requests, self.obeyed, told = {}, set(), {(e.step, e.node) for e in events[events.kind == 'futures_unfinished'].itertuples()}
+    for e in events[events.kind == 'futures_asked'].itertuples():
+        if e.detail['stored']:
+            if (e.step, e.node) in told or record_path(self.run_dir, int(nodes.fork[e.node]), e.step, True).exists(): continue
+            told.add((e.step, e.node))
+            journal.event('futures_unfinished', e.step, e.node, reason=f'asked for, and not decided; to finish it: sdalab branch {run.name} --at {e.step} --propose')
+        elif nodes.fork[e.node] == fork and e.step not in failed:
+            self.requests[e.step] = e.detail['reason']
+            self.obeyed.add(e.detail['command'])
+    self.obeyed.discard(None)
 
 # %% ../../nbs/futures/56_orchestrator.ipynb #753adee2
 @patch
@@ -301,10 +324,13 @@ def _number(self: Futures, path) -> int:
 
 # %% ../../nbs/futures/56_orchestrator.ipynb #3794f66c
 @patch
-def _deliberate(self: Futures, trainer, journal) -> str | None: # why it failed
+def _deliberate(self: Futures, trainer, journal, command: int | None = None) -> str | None: # why it failed
     "Try, decide, write down, carry out."
     step, path, watching = trainer.state.step, record_path(self.run_dir, trainer.fork, trainer.state.step), trainer.engine.watching
     try:
+        if step not in self.requests:
+            journal.event('futures_asked', step, trainer.nodes[0], reason=self.pending, stored=False, command=command)
+            journal.flush()
         trainer.engine.watching = False
         record, root = json.loads(path.read_text(encoding='utf-8')) if path.exists() else None, None
         if record: self.pending = record['trigger']
@@ -323,6 +349,7 @@ def _deliberate(self: Futures, trainer, journal) -> str | None: # why it failed
     journal.event('decision', step, trainer.nodes[0], verdict=record['verdict'], decision=record['decision'], tokens=record['tokens'])
     self.pending, self.ignored = None, 0
     self.spent, self.rested = self.spent + self._price(record), step + self.config.refractory
+    self._calibrate(record)
     no_op = next((t['settled'] for t in record['tried'] if t['kind'] == 'rewind_and_skip'), None) # of the same root: staying began elsewhere
     for tried in record['tried']:
         if tried['kind'] == 'proposal' and None not in (tried['settled'], no_op): self.proposer.learn(Decision(**tried['decision']), tried['settled'] - no_op)
@@ -333,10 +360,10 @@ def decide(self: Futures, trainer, root: Root, now: int, # number of the checkpo
          journal) -> dict: # the record
     "Roll out what looks best beside the two that cost no thought."
     began, step, c = time.perf_counter(), trainer.state.step, self.config
-    features = features_of(dict(zip(SIGNALS, self.window.last()[0].T)), step, trainer.config.steps, trainer.state.weight_decay.max().item() * trainer.standing[0].weight_decay_scale)
+    features = self._features(trainer, root, journal)
     seed = trainer.config.seed if trainer.standing[0].data_seed is None else trainer.standing[0].data_seed
     proposals = with_effect(self.proposer.propose(c.proposals, features, rehearsal_seed(seed, step)), trainer)
-    predicted = self.proxy.predict(features, proposals) if self.proxy else None
+    predicted = self.proxy.predict(features, proposals, self._margin()) if self.proxy else None
     highest, chosen = self._choose(proposals, predicted)
     stay, skip = Candidate('stay', Decision()), Candidate('rewind_and_skip', Decision(pass_over=c.pass_over))
     candidates = [stay, skip, *(Candidate('proposal', proposals[i]) for i in chosen)]
@@ -347,6 +374,40 @@ def decide(self: Futures, trainer, root: Root, now: int, # number of the checkpo
     record = self._record(trainer, root, judged, proposals, predicted, highest, features, time.perf_counter() - began)
     journal.flush()
     return record
+
+# %% ../../nbs/futures/56_orchestrator.ipynb #eab4e49e
+@patch
+def _features(self: Futures, trainer, root: Root, journal) -> dict[str, float]:
+    "Of the root, from what the journal knew there; the weight decay is the one that futures are tried under."
+    journal.flush()
+    at = root.trainer.state.step
+    past = window_of(history(Run(self.run_dir), root.trainer.nodes[0], SIGNALS), at) if at else dict(loss=[math.nan])
+    return features_of(past, at, trainer.config.steps, trainer.state.weight_decay.max().item() * trainer.standing[0].weight_decay_scale)
+
+@patch
+def _levels(self: Futures) -> dict[int, Adaptive]: # horizon -> its level over time
+    reached = [(h, m) for h, m in zip(HORIZONS, self.proxy.margin) if h in self.proxy.fitted and h <= self.config.rollout[-1]] if self.proxy else []
+    return {h: Adaptive(1 - self.proxy.level, start=float(m)) for h, m in reached}
+
+@patch
+def _margin(self: Futures) -> np.ndarray: # [H], on the proxy's scale
+    return np.array([self.levels[h].margin if h in self.levels else m for h, m in zip(HORIZONS, self.proxy.margin)])
+
+@patch
+def _outside(self: Futures, features, rollouts: list[Rollout]) -> list[dict]: # horizon -> how far the outcome fell outside the proxy's own quantiles, on its scale
+    "Of every proposal that was verified; nothing for the others."
+    if not self.levels: return [{} for _ in rollouts]
+    q = self.proxy.rungs['difference'].quantiles(self.proxy.inputs(features, [r.candidate.decision for r in rollouts]))
+    no_op = next(r.losses for r in rollouts if r.candidate.kind == 'rewind_and_skip')
+    score = lambda i, r, h: outside_scores(to_scale(realised(r.losses, no_op, h)), q[i, HORIZONS.index(h), 0], q[i, HORIZONS.index(h), 2])
+    return [{h: score(i, r, h) for h in self.levels} if r.candidate.kind == 'proposal' else {} for i, r in enumerate(rollouts)]
+
+@patch
+def _calibrate(self: Futures, record: dict):
+    "Move the levels by what came of the verified; NaN, where one was dropped, is null in the record."
+    for tried in record['tried']:
+        for horizon, score in tried.get('outside', {}).items():
+            if score is not None: self.levels[int(horizon)].update(score)
 
 # %% ../../nbs/futures/56_orchestrator.ipynb #91f3ab20
 @patch
@@ -417,9 +478,10 @@ def _record(self: Futures, trainer, root, judged: list[Judged], proposals, predi
     "All that led to a decision, as plain data."
     best, step = self.pick(judged), trainer.state.step
     tried = [dict(kind=j.rollout.candidate.kind, decision=j.rollout.candidate.decision.changes(), node=j.rollout.node, losses=j.rollout.losses, dropped_at=j.rollout.dropped_at,
-                  settled=None if j.rollout.settled is None else j.rollout.settled.mean(), risk=j.risk, gain=j.gain, gain_error=j.gain_error, calm=j.calm, calm_error=j.calm_error,
-                  verdict='accepted' if j is best else j.verdict) for j in judged]
-    forecast = {} if predicted is None else dict(horizons=predicted.horizons, level=self.proxy.level, highest_risk=highest)
+                  settled=None if j.rollout.settled is None else j.rollout.settled.mean(), risk=j.risk, gain=j.gain, gain_error=j.gain_error, calm=j.calm, calm_error=j.calm_error, outside=outside,
+                  verdict='accepted' if j is best else j.verdict) for j, outside in zip(judged, self._outside(features, [j.rollout for j in judged]))]
+    in_use = {h: dict(level=1 - a.alpha, margin=a.margin, scores=len(a.scores)) for h, a in self.levels.items()}
+    forecast = {} if predicted is None else dict(horizons=predicted.horizons, fitted=self.proxy.fitted, level=self.proxy.level, in_use=in_use, highest_risk=highest)
     each = lambda i: {} if predicted is None else {name: getattr(predicted, name)[i] for name in ('median', 'low', 'high', 'risk', 'recovery')}
     return plain(dict(version=1, run=Path(self.run_dir).name, asked=self.asked, fork=trainer.fork, step=step, node=trainer.nodes[0], trigger=self.pending,
                       root=dict(step=root.trainer.state.step, node=root.trainer.nodes[0], path=root.path), pass_over=step - root.trainer.state.step, clairvoyant=self.config.clairvoyant, confidence=self.config.confidence,
@@ -431,14 +493,15 @@ def _record(self: Futures, trainer, root, judged: list[Judged], proposals, predi
 @patch
 def _collapse(self: Futures, trainer, journal, record: dict, root: Root):
     "The main line goes on from the root."
-    step, at, own = trainer.state.step, root.trainer.state.step, self.proposer.state_dict()
+    step, at, own, learned = trainer.state.step, root.trainer.state.step, self.proposer.state_dict(), {h: level.state_dict() for h, level in self.levels.items()}
     standing, left, alive = root.trainer.standing[0].compose(Decision(**record['decision'])).compose(Decision(pass_over=record['pass_over'])), trainer.nodes[0], trainer.alive[0]
     fork, node = self._new_line(trainer, journal, record, root, standing)
     restore(trainer, copy.deepcopy(root.state), root.tensors)
     trainer.fork, trainer.nodes, trainer.standing, trainer.validation, trainer.seconds = fork, [node], [standing], None, 0.0
     trainer.plan.clear()
     self.proposer.load_state_dict(own)
-    self.fork, self.rested, self.pending = fork, at + self.config.refractory, None
+    for h, level in self.levels.items(): level.load_state_dict(learned[h])
+    self.fork, self.rested, self.pending, self.requests = fork, at + self.config.refractory, None, {}
     for callback in trainer.callbacks: callback.on_rewind(trainer, journal)
     self.kept.save(trainer, journal)
     self.kept.wait(journal)
@@ -476,8 +539,12 @@ def propose(run_dir, at: int, # steps taken: staying goes on from here
     if root_at < 1: raise BadInput(f"at = {at}: the root lies futures.back = {config.futures.back} steps before it; take a step from {config.futures.back + 1} on")
     nodes = run.nodes().set_index('node')
     if (path := record_path(run.run_dir, fork := int(nodes.fork[parent]), at, True)).exists(): raise BadInput(f"at = {at}: was decided already, see {path}; take another step")
+    for record in records(run.run_dir): # what the run itself had learned by then
+        if not record['asked'] and record['fork'] in {int(nodes.fork[n]) for n in lineage(nodes, parent)} and (record['fork'] < fork or record['step'] <= at): by_hand._calibrate(record)
     with Journal.open(run.run_dir, running=False) as journal:
         by_hand._sweep(journal)
+        journal.event('futures_asked', at, parent, reason=ASKED, stored=True)
+        journal.flush()
         trainer, source = stand_at(run, along, root_at)
         def reach(step, number): # of the fork that begins there; the checkpoint's number
             if difference := retrace(trainer, history(run, along), step, report or (lambda trainer: None)): raise BadInput(f"step {difference.step}, taken again from {source}, is not what the journal says; `sdalab replay` tells more")
@@ -489,8 +556,6 @@ def propose(run_dir, at: int, # steps taken: staying goes on from here
         shell = trainer.forked([0], [Decision()], fork)
         shell.nodes, now = list(trainer.nodes), reach(at, new)
         trainer.fork, trainer.sensed, shell.standing = fork, {}, list(trainer.standing)
-        past = window_of(history(run, along, SIGNALS), at)
-        for values in zip(*(past[name] for name in SIGNALS)): by_hand.window.write(*([v] for v in values))
         record = by_hand.decide(trainer, Root(shell, {}, {}, run.checkpoints().set_index('id').path[root_number], root_number), now, journal)
         write_record(record, path)
         return record

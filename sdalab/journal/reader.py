@@ -20,9 +20,11 @@ from .schema import (JournalError, check_names, hold, is_held, load_schema, open
 
 # %% ../../nbs/journal/07_reader.ipynb #c52e4168
 @contextmanager
-def reading(run_dir):
+def reading(run_dir, # run directory
+            patience: float = 10, # seconds to wait where another process has locked it
+           ):
     "A connection inside one read transaction."
-    with closing(open_readonly(run_dir)) as db:
+    with closing(open_readonly(run_dir, patience)) as db:
         db.execute('BEGIN')
         yield db
 
@@ -79,18 +81,20 @@ def to_grid(row_of: np.ndarray, # line of the grid, one a row
 # %% ../../nbs/journal/07_reader.ipynb #c4cb9328
 class Run:
     "A run directory, read-only. Any process may hold any number of these."
-    def __init__(self, run_dir): # directory with a journal.db
-        self.run_dir = Path(run_dir).absolute()
+    def __init__(self, run_dir, # directory with a journal.db
+                 patience: float = 10, # seconds to wait where another process has locked it
+                ):
+        self.run_dir, self.patience = Path(run_dir).absolute(), patience
         facts = self._facts()
         self.name, self.config, self.machine, self.created = self.run_dir.name, facts['config'], facts['machine'], facts['created']
 
     def __repr__(self): return f'Run({str(self.run_dir)!r})'
 
     def _facts(self) -> dict:
-        with reading(self.run_dir) as db: return {key: json.loads(value) for key, value in db.execute('SELECT key, value FROM meta')}
+        with reading(self.run_dir, self.patience) as db: return {key: json.loads(value) for key, value in db.execute('SELECT key, value FROM meta')}
 
     def _frame(self, query: str, parameters=()) -> pd.DataFrame:
-        with reading(self.run_dir) as db: return frame(db, query, parameters)
+        with reading(self.run_dir, self.patience) as db: return frame(db, query, parameters)
 
     def status(self) -> str: # running, paused, finished, interrupted, failed or killed
         "What the run is doing now, or how it ended."
@@ -124,7 +128,7 @@ def signals(self: Run, names: list | None = None, # columns; all
     "Signals over steps. Units and meanings are in the variables' attributes."
     names = list(signal_columns() if names is None else names)
     check_names(names, {**signal_columns(), 'wall_time': None})
-    with reading(self.run_dir) as db:
+    with reading(self.run_dir, self.patience) as db:
         lanes = dict(db.execute('SELECT id, lane FROM nodes ORDER BY id'))
         rows = fetch(db, ['node', 'step', *names])
     for node in nodes or []:
@@ -150,7 +154,7 @@ def rows_since(self: Run, rowid: int, # 0 for all, then what the last call gave
               ) -> tuple[pd.DataFrame, int]: # node, step, wall_time and the columns; the next `rowid`
     "The rows that came since the last look, for a live page."
     check_names(names, {**signal_columns(), 'wall_time': None})
-    with reading(self.run_dir) as db: rows = fetch(db, list(dict.fromkeys(['node', 'step', 'wall_time', *names])), rowid)
+    with reading(self.run_dir, self.patience) as db: rows = fetch(db, list(dict.fromkeys(['node', 'step', 'wall_time', *names])), rowid)
     ids = rows.pop('id')
     table = pd.DataFrame(rows)[list(dict.fromkeys(['node', 'step', 'wall_time', *names]))]
     return table.astype({'node': int, 'step': int}), int(ids[-1]) if len(ids) else rowid

@@ -75,6 +75,7 @@ def check_journal(db: sqlite3.Connection, # an open database
     try:
         kind, version = (db.execute(f'PRAGMA {field}').fetchone()[0] for field in ('application_id', 'user_version'))
     except sqlite3.DatabaseError as problem:
+        if problem.sqlite_errorcode & 0xff == sqlite3.SQLITE_BUSY: raise BadInput(f"run = {str(path)!r}: another process has locked journal.db; try again when it is done") from None
         raise BadInput(f"run = {str(path)!r}: journal.db cannot be read as a journal ({problem})") from None
     if kind != APPLICATION_ID:
         raise BadInput(f"run = {str(path)!r}: journal.db is a database, but not a journal of this lab")
@@ -122,6 +123,7 @@ def is_held(run_dir, # run directory
 
 # %% ../../nbs/journal/05_schema.ipynb #bf1c4aac
 def open_readonly(run_dir, # run directory
+                  patience: float = 10, # seconds to wait where another process has locked it
                  ) -> sqlite3.Connection:
     "A read-only connection to a run's journal, checked."
     path = Path(run_dir).absolute()/'journal.db'
@@ -129,7 +131,7 @@ def open_readonly(run_dir, # run directory
     wal = path.with_name('journal.db-wal')
     archived = not os.access(path.parent, os.W_OK) and not wal.exists()
     mode = 'immutable=1' if archived else 'mode=ro'
-    db = sqlite3.connect(f'{path.as_uri()}?{mode}', uri=True, isolation_level=None, timeout=10)
+    db = sqlite3.connect(f'{path.as_uri()}?{mode}', uri=True, isolation_level=None, timeout=patience)
     try: check_journal(db, run_dir)
     except BadInput: db.close(); raise
     return db

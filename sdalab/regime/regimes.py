@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np, yaml
 from pydantic import Field
 from ..checked import BadInput, Checked, data_file
-from .running import Lanes
+from .running import Lanes, middle
 
 # %% ../../nbs/regime/39_regimes.ipynb #abfbe472
 REGIMES = ('learning', 'plateau', 'oscillating', 'chaotic', 'benign_divergence', 'catastrophic_divergence', 'overfitting')
@@ -81,7 +81,7 @@ class Features(Lanes):
 
 def _moved(average, value, decay): return np.where(np.isnan(average), value, np.where(np.isnan(value), average, decay * average + (1 - decay) * value))
 
-def _middle(rows): return np.median(rows, 1) if np.isfinite(rows).all() else np.nanmedian(rows, 1) # the latter is ten times slower
+def _middle(rows): return middle(rows, rows.shape[1] - np.isnan(rows).sum(1))
 
 def _trend(y: np.ndarray) -> np.ndarray: # [L, n] -> [L]
     "asinh of the least-squares slope over its standard error."

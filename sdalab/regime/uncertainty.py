@@ -77,12 +77,12 @@ class IndexRecord(NamedTuple):
 class UncertaintyIndex(Lanes):
     "The uncertainty index of every lane, one step a call."
     arrays = ('held', 'age', 'excluded', 'excluded_sums', 'above', 'loss_above', 'quiet')
-    parts = ('average', 'signals', 'sums')
+    parts = ('average', 'entropy_average', 'signals', 'readings', 'sums')
 
     def __init__(self, config: IndexConfig = IndexConfig(), lanes: int = 1):
         self.config = config
-        self.average = Average(config.decay or 0.0, lanes, (3,))
-        self.signals, self.sums = Window(config.window, lanes, (4,)), Window(config.window, lanes)
+        self.average, self.entropy_average = (Average(config.decay or 0.0, lanes, (channels,)) for channels in (2, 1))
+        self.signals, self.readings, self.sums = Window(config.window, lanes, (2,)), Window(config.window, lanes, (2,)), Window(config.window, lanes) # loss and gradient; entropy and disagreement
         self.held, self.age = np.full((lanes, 4), np.nan), np.zeros((lanes, 4), dtype=int) # last z of a signal, steps since
         self.excluded, self.excluded_sums = np.zeros((lanes, 4), dtype=int), np.zeros(lanes, dtype=int) # successive values kept out
         self.above, self.loss_above, self.quiet = (np.zeros(lanes, dtype=int) for _ in range(3)) # successive steps above; steps of silence left
@@ -119,9 +119,10 @@ def _signals(self: UncertaintyIndex, loss, gradient_norm, entropy, disagreement)
         if entropy is not None: x[:, 2] = entropy
         if disagreement is not None: x[:, 3] = np.log(disagreement)
     if self.config.decay is not None:
-        before = self.average.value
-        self.average.update(x[:, :3])
-        x[:, :3] -= before
+        for average, here in ((self.average, x[:, :2]), *([] if entropy is None else [(self.entropy_average, x[:, 2:3])])):
+            before = average.value
+            average.update(here)
+            here -= before
     return x
 
 @patch
@@ -135,7 +136,9 @@ def _standard(self: UncertaintyIndex, window, x, excluded): # z of `x` against `
 
 @patch
 def _signal_z(self: UncertaintyIndex, x): # [lanes, 4] -> z, held where nothing arrived
-    z, self.excluded = self._standard(self.signals, x, self.excluded)
+    z, readings = np.full(x.shape, np.nan), x[:, 2:]
+    z[:, :2], self.excluded[:, :2] = self._standard(self.signals, x[:, :2], self.excluded[:, :2])
+    if not np.isnan(readings).all(): z[:, 2:], self.excluded[:, 2:] = self._standard(self.readings, readings, self.excluded[:, 2:]) # seldom: they have a window of their own
     fresh = ~np.isnan(z)
     self.held, self.age = np.where(fresh, z, self.held), np.where(fresh, 0, self.age + 1)
     return np.where(self.age <= self.config.hold, self.held, np.nan)

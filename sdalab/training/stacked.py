@@ -131,14 +131,15 @@ def step(self: Tile, decisions: list[Decision], # one a lane of the tile
     self._disturb(range(len(decisions)), decisions, batch.spike)
     loss, norms = token_losses.cpu().double().mean((1, 2)), self._norms(self.gradients)
     total = norms.norm(dim=1)
+    totals = total.tolist()
     if watching and not self.watch: self.watch = Watch(self)
-    finite = [math.isfinite(l + n) for l, n in zip(loss.tolist(), total.tolist())]
+    finite = [math.isfinite(l + n) for l, n in zip(loss.tolist(), totals)]
     going = [lane for lane, d in enumerate(decisions) if self._begin(lane, d, clips[lane][0], step, finite[lane])]
     clipped = self._clip([lane for lane in going if clips[lane][0]], clips, total, parts, decisions, batch)
     update_lane = lambda lane, norm: self._update(lane, decisions[lane], norm, clips[lane][1], *clipped.get(lane, (1.0, 1.0)), watching)
-    clip = torch.tensor([update_lane(lane, norm) if lane in going else 1.0 for lane, norm in enumerate(total.tolist())], dtype=torch.float64)
+    clip = [update_lane(lane, norm) if lane in going else 1.0 for lane, norm in enumerate(totals)]
     plain = [not (batch.spike or d.regularisation or d.loss not in (None, 'cross_entropy')) and (not clipper or clipper.common) for d, (clipper, _) in zip(decisions, clips)]
-    return Observation(loss, token_losses, norms, clip, self.watch.movement(norms, clip, plain) if watching else None)
+    return Observation(loss, token_losses, norms, torch.tensor(clip, dtype=torch.float64), self.watch.movement(totals, clip, plain) if watching else None)
 
 @patch
 def _disturb(self: Tile, lanes, decisions, spike):
@@ -231,57 +232,61 @@ def _clip_parts(self: Tile, clipper, lanes, norms, parts, decisions, batch) -> l
 # %% ../../nbs/training/17_stacked.ipynb #31457b9c
 class Watch:
     "How the lanes of a tile are moved by one step after another."
-    PIECE = 2**15 # elements of a piece; measured: level from 2**14 to 2**16
+    PIECE = 2**17 # elements of a piece; measured: fewer calls count for more than the second cache, level from there on
     def __init__(self, tile: Tile):
-        self.tile, self.seconds, self.last_size = tile, 0.0, None
+        self.tile, self.seconds, self.last_sizes = tile, 0.0, [math.nan] * len(tile.parameters)
         self.last_gradients = torch.empty_like(tile.gradients)
         self.before, self.delta = (tile.arena(name, self.PIECE) for name in ('before', 'delta'))
         self.cut = [[self._piece(lane, stretch, start) for stretch in stretches for start in range(0, len(stretch.parameters), self.PIECE)] for lane, stretches in enumerate(tile.stretches)]
-        self.places = [[to for *_, places in pieces for to in places] for pieces in self.cut] # of the products, lane by lane
-        self.seen = {} # lane -> products of this step, in the order of `cut`
+        self.places = [[to for *_, places in pieces for to in places] for pieces in self.cut] # of what is seen, lane by lane
+        self.seen = {} # lane -> norms and products of this step, in the order of `cut`
 
     def _piece(self, lane, stretch, start):
-        "The piece, its groups with where they lie in it, the gradients of the step before, and where the products go."
+        "The piece, room for its weights before and their change, the gradients of the step before, the parts that norms are taken of, and where all goes."
         size = min(self.PIECE, len(stretch.parameters) - start)
         first = stretch.parameters.storage_offset() - self.tile.parameters[lane].storage_offset() + start
         lies = {GROUPS.index(g): slice(max(s.start - first, 0), min(s.stop - first, size)) for g, s in self.tile.decoder.layout.groups.items()}
         lies = {g: s for g, s in lies.items() if s.start < s.stop}
         cut = lambda t: t[start:start + size] if len(t) else t
         piece = stretch._replace(**{name: cut(getattr(stretch, name)) for name in ('parameters', 'gradients', 'first_moment', 'second_moment')})
-        n = len(GROUPS)
-        return piece, list(lies.values()), self.last_gradients[lane, first:first + size], [*lies, *(n + g for g in lies), 2 * n, 2 * n + 1]
+        rows, n = (self.before[:size], self.delta[:size]), len(GROUPS)
+        return piece, *rows, self.last_gradients[lane, first:first + size], [row[s] for row in rows for s in lies.values()], [*lies, *(n + g for g in lies), 2 * n, 2 * n + 1]
 
     def pieces(self, lane: int):
         "The pieces of a lane's stretches, to be updated by whoever goes through them."
         seen = self.seen[lane] = []
-        for piece, lies, last, _ in self.cut[lane]:
-            began, size = time.perf_counter(), len(last)
-            before, delta = self.before[:size].copy_(piece.parameters), self.delta[:size]
+        for piece, before, delta, last, parts, _ in self.cut[lane]:
+            began = time.perf_counter()
+            before.copy_(piece.parameters)
             here = time.perf_counter()
             yield piece
             there = time.perf_counter()
             torch.sub(piece.parameters, before, out=delta)
-            seen += [torch.dot(row[s], row[s]) for row in (before, delta) for s in lies] + [torch.dot(piece.gradients, delta), torch.dot(piece.gradients, last)]
+            seen += [*torch._foreach_norm(parts), torch.dot(piece.gradients, delta), torch.dot(piece.gradients, last)]
             last.copy_(piece.gradients)
             self.seconds += time.perf_counter() - there + here - began
 
-    def movement(self, norms: Tensor, # [lanes, G] of the gradient
-                 clip: Tensor, # [lanes]
+    def movement(self, norms: list[float], # of the gradient, lane by lane
+                 clip: list[float], # what was left of them
                  plain: list[bool], # whether the gradient is that of the cross-entropy alone
                 ) -> Movement:
         "Of the step just taken."
         for lane in range(len(norms)):
             if lane not in self.seen: list(self.pieces(lane)) # not updated
-        began, n = time.perf_counter(), len(GROUPS)
-        sums = torch.from_numpy(np.stack([np.bincount(places, torch.stack(self.seen[lane]).cpu().numpy(), 2 * n + 2) for lane, places in enumerate(self.places)]))
-        self.seen = {}
-        size = norms.norm(dim=1) * clip
-        cosine = torch.full_like(clip, math.nan) if self.last_size is None else sums[:, -1] / (size * self.last_size)
-        self.last_size = size
-        nonfinite = torch.zeros_like(clip) if torch.isfinite(norms).all() else (~torch.isfinite(self.tile.gradients)).sum(1).cpu().double()
-        moved = Movement(sums[:, :n].sqrt(), sums[:, n:2 * n].sqrt(), torch.where(torch.tensor(plain), sums[:, -2] / clip, math.nan), cosine, nonfinite)
+        began, n, sizes = time.perf_counter(), len(GROUPS), [norm * left for norm, left in zip(norms, clip)]
+        sums = [self._summed(lane) for lane in range(len(norms))]
+        self.seen, ratio = {}, lambda a, b: a / b if b else math.nan
+        rows = torch.tensor([[*map(math.sqrt, row[:2 * n]), ratio(row[-2], left) if bare else math.nan, ratio(row[-1], size * last)]
+                             for row, left, bare, size, last in zip(sums, clip, plain, sizes, self.last_sizes)], dtype=torch.float64)
+        nonfinite = torch.zeros(len(norms), dtype=torch.float64) if all(map(math.isfinite, norms)) else (~torch.isfinite(self.tile.gradients)).sum(1).cpu().double()
+        self.last_sizes = sizes
         self.seconds += time.perf_counter() - began
-        return moved
+        return Movement(rows[:, :n], rows[:, n:2 * n], rows[:, -2], rows[:, -1], nonfinite)
+
+    def _summed(self, lane) -> list[float]: # squared norms of weights and updates by group, and the two products
+        sums = [0.0] * (2 * len(GROUPS) + 2)
+        for place, value in zip(self.places[lane], torch.stack(self.seen[lane]).tolist()): sums[place] += value * value if place < len(sums) - 2 else value
+        return sums
 
 # %% ../../nbs/training/17_stacked.ipynb #0ca94a9c
 def _one_thread():

@@ -67,7 +67,7 @@ class Trainer:
         self.standing, self.nodes, self.plan = [Decision()] * len(self.lanes), [], deque()
         self.fork, self.main, self.callbacks = 0, True, [] # main: its progress is the run's
         self.decisions, self.stress = [], None # of the latest step
-        self.validation = None # losses of the latest step's evaluation; none: there was none
+        self.row, self.validation = {}, None # the latest step's row of the journal; losses of its evaluation, none: there was none
         self.sensed = {} # signal -> a value a lane: what the callbacks made of the latest step, for the policies
         self.begun_at, self.seconds = 0, 0.0 # the first step taken here, and the time spent in steps
 
@@ -148,7 +148,8 @@ def advance(self: Trainer) -> dict[str, list]: # the journal's columns, one valu
     "A step and, where one is due, its evaluation: all that the next journal row says."
     columns, done = self.step(), self.state.step
     self.validation = self.validate() if done % self.config.evaluate_every == 0 or done == self.config.steps else None
-    return columns if self.validation is None else columns | {'validation_loss': self.validation}
+    self.row = columns if self.validation is None else columns | {'validation_loss': self.validation}
+    return self.row
 
 # %% ../../nbs/training/20_train.ipynb #c8b225da
 @patch

@@ -10,6 +10,7 @@ __all__ = ['EXPOSED', 'MOST_WORKERS', 'LONGEST_NOTE', 'WORKERS', 'UNSET', 'expos
 
 # %% ../../nbs/views/86g_asking.ipynb #asking02
 import ipaddress
+import os
 import subprocess
 import sys
 import tempfile
@@ -80,7 +81,7 @@ class Worker:
         self._said = tempfile.TemporaryFile("w+")
         # everything is an argument of its own and nothing passes through a shell; `--` ends the options, whatever a run is called
         line = [sys.executable, "-m", "sdalab.cli", *command.split(), "--runs", str(run_dir.parent), *map(str, arguments[1:]), "--", run_dir.name, *map(str, arguments[0])]
-        self.process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=self._said, stderr=subprocess.STDOUT, env=None, start_new_session=True)
+        self.process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=self._said, stderr=subprocess.STDOUT, env=os.environ | {"COLUMNS": "1000"}, start_new_session=True)  # a sentence is one line
 
     @property
     def running(self): return self.process.poll() is None

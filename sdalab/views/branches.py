@@ -30,7 +30,7 @@ from ..journal.records import records
 from ..journal.tree import history
 from .curves import COLOURS, GREY, MARKS, TALL
 from .following import UNREADABLE, Tail, debiased, short_setting, thin
-from .now import STYLE, number
+from .now import STYLE, Words, keep_current, number
 from fastcore.basics import patch
 
 # %% ../../nbs/views/86f_branches.ipynb #69fd714d
@@ -141,24 +141,24 @@ def decision_words(facts):
 class TreePicture:
     "The tree of a moment as a Bokeh figure."
 
-    def __init__(self, choose=None):
+    def __init__(self, choose=None, x_range=None):  # x_range: of other charts over the same steps, for all of them to move together
         self.nodes, self.files, self.marks = (ColumnDataSource({}) for _ in range(3))
         self.links, self.pieces, self.seen, self._choose = ColumnDataSource(dict(x=[], y0=[], y1=[], colour=[])), [], None, choose
         self.nodes.selected.on_change("indices", self._tapped)
-        self.figure = self._make()
+        self.figure = self._make(x_range or DataRange1d(range_padding=0.02))
 
 # %% ../../nbs/views/86f_branches.ipynb #6d30b58e
 @patch
-def _make(self: TreePicture):
+def _make(self: TreePicture, x_range):
     tap, zoom = TapTool(), BoxZoomTool(dimensions="width")
-    fig = figure(title="Time goes to the right; a branch begins where it left its parent", sizing_mode="stretch_width", height=200, x_range=DataRange1d(range_padding=0.02), y_range=Range1d(1.2, -0.9),
-                 tools=[tap, zoom, PanTool(dimensions="width"), WheelZoomTool(dimensions="width"), ResetTool(), SaveTool()], min_border_left=24)
+    fig = figure(title="Time goes right; a branch begins where it left", sizing_mode="stretch_width", height=200, x_range=x_range, window_axis="x", y_range=Range1d(1.2, -0.9),
+                 tools=[tap, zoom, PanTool(dimensions="width"), WheelZoomTool(dimensions="width"), ResetTool(), SaveTool()], min_border_left=52, min_border_right=8)
     fig.toolbar.autohide, fig.toolbar.logo, fig.toolbar.active_drag, fig.yaxis.visible = True, None, zoom, False
     fig.ygrid.visible, fig.xaxis.axis_label, fig.xaxis.formatter = False, "optimizer step", NumeralTickFormatter(format="0,0")
     fig.add_glyph(self.links, Segment(x0="x", x1="x", y0="y0", y1="y1", line_color="colour", line_width=1.5, line_alpha=0.8))
     bar = Quad(left="left", right="right", top="top", bottom="bottom", fill_color="colour", line_color="edge", line_width="width", fill_alpha=0.9)
     drawn = fig.add_glyph(self.nodes, bar, selection_glyph=bar.clone(), nonselection_glyph=bar.clone())
-    fig.add_glyph(self.nodes, Text(x="left", y="row", text="label", x_offset=4, text_font_size="11px", text_baseline="middle", text_color="ink"))
+    fig.add_glyph(self.nodes, Text(x="left", y="row", text="label", x_offset=8, text_font_size="11px", text_baseline="middle", text_color="ink"))
     files = fig.add_glyph(self.files, Scatter(x="step", y="row", marker="marker", size="size", fill_color="colour", line_color="#ffffff", line_width=1))
     marks = fig.add_glyph(self.marks, Scatter(x="step", y="row", marker="marker", size=10, fill_color="colour", line_color="colour", fill_alpha=0.75))
     tap.renderers = [drawn]
@@ -170,7 +170,10 @@ def _make(self: TreePicture):
 
 @patch
 def _tapped(self: TreePicture, attr, old, new):
-    if new and self._choose: self._choose(int(self.nodes.data["node"][new[0]]))
+    if not new or not self._choose: return
+    node = int(self.nodes.data["node"][new[0]])
+    self.nodes.selected.indices = []  # so that it can be tapped again
+    self._choose(node)
 
 @patch
 def feed(self: TreePicture, moment, chosen=(), pins=True):
@@ -366,7 +369,7 @@ def _make_layout(self: TreeView):
     self.pick_other = pmui.Select(label="compared with", options=[], size="small", width=300, margin=(6, 8))
     self.pick.param.watch(lambda event: event.new is not None and self.param.update(node=event.new), "value")
     self.pick_other.param.watch(lambda event: self.param.update(other=event.new or None), "value")
-    self.message, self.legend, self.about, self.diff = (pn.pane.HTML("", **text) for _ in range(4))
+    self.message, self.legend, self.about, self.diff = (Words("", **text) for _ in range(4))
     self.legend.object = legend()
     self.curves = pn.Column(margin=0, **column)
     hand = [self.steering.view] if self.steering else []
@@ -375,9 +378,8 @@ def _make_layout(self: TreeView):
 
 @patch
 def __panel__(self: TreeView):
-    "The view, as the run is now."
-    if self.moment is None: self.tick()
-    return self.view
+    "The view; in a notebook it keeps itself up to date while the run trains."
+    return keep_current(self)
 
 @patch
 def tick(self: TreeView):

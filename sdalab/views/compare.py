@@ -6,10 +6,11 @@ Docs: https://sdalab.github.io/sdalab/views/compare.html.md"""
 
 # %% auto #0
 __all__ = ['POINTS', 'METRICS', 'RESULTS', 'MOST_LINES', 'LEFT_OUT', 'Line', 'flat', 'in_words', 'lines_of', 'placed', 'results',
-           'table_of', 'differing_numbers', 'curve_of', 'Mean', 'mean_of', 'seeds_apart', 'axis_figure', 'overlay',
-           'finish', 'grouped_overlay', 'scatter', 'parallel', 'scaled', 'CompareView']
+           'table_of', 'differing_numbers', 'curve_of', 'Mean', 'mean_of', 'seeds_apart', 'loss_range', 'axis_figure',
+           'overlay', 'finish', 'grouped_overlay', 'scatter', 'parallel', 'scaled', 'CompareView']
 
 # %% ../../nbs/views/86j_compare.ipynb #compare02
+import html
 import math
 from typing import NamedTuple
 import numpy as np
@@ -24,9 +25,9 @@ from scipy.special import stdtrit
 from ..checked import BadInput
 from ..evaluation.outcome import label, last_mean
 from ..journal.reader import Run
-from .curves import AXES, AXIS_WORDS, GRID, TALL, look_of, ruler, short, span_of
+from .curves import AXES, AXIS_WORDS, GRID, TALL, ceiling, look_of, ruler, short, span_of
 from .following import Tail, debiased, last_finite, short_number, thin
-from .now import STYLE, bits_per_character, lowest, mains
+from .now import STYLE, Words, bits_per_character, lowest, mains
 from .signals import column_of
 from fastcore.basics import patch
 
@@ -135,6 +136,12 @@ def mean_of(curves, points=200):
 def seeds_apart(names): return [name for name in names if name.split(".")[-1] not in ("seed", "data_seed")]
 
 # %% ../../nbs/views/86j_compare.ipynb #15b54c3a
+def loss_range(lines, metric, log):
+    "The vertical range: a loss on a linear axis ends above an untrained model."
+    caps = [cap for line in lines if (cap := ceiling(line.moment.config.get("facts", {}).get("corpus", {})))]
+    return DataRange1d(end=max(caps)) if caps and "loss" in metric and not log else DataRange1d()
+
+# %% ../../nbs/views/86j_compare.ipynb #4e372062
 def axis_figure(title, axis, height=320, **options):
     "A figure that goes by one of AXES."
     fig = figure(title=title, height=height, sizing_mode="stretch_width", x_axis_type="datetime" if axis == "clock" else "linear", tools="xbox_zoom,box_zoom,xpan,xwheel_zoom,reset,save", min_border_left=56, **options)
@@ -146,7 +153,7 @@ def axis_figure(title, axis, height=320, **options):
 def overlay(lines, metric="loss", axis="step", weight=0.9, log=False, looks=None):
     "The lines over each other, raw behind smoothed."
     words = next(word for word, name in METRICS.items() if name == metric)
-    fig = axis_figure(f"{words[0].upper()}{words[1:]}", axis, y_axis_type="log" if log else "linear")
+    fig = axis_figure(f"{words[0].upper()}{words[1:]}", axis, y_axis_type="log" if log else "linear", y_range=loss_range(lines, metric, log))
     for i, line in enumerate(lines):
         (at, smooth, values), (colour, dash) = curve_of(line, metric, axis, weight), look_of(i) if looks is None else looks[line.name]
         kept = thin(values, values, POINTS)
@@ -168,7 +175,7 @@ def finish(fig, count):
 def grouped_overlay(lines, by, metric="loss", axis="step", weight=0.9, log=False):
     "The mean of the lines that have the same value of a setting, with its 95 % interval over them."
     words = next(word for word, name in METRICS.items() if name == metric)
-    fig = axis_figure(f"{words[0].upper()}{words[1:]}: mean and 95 % interval by {by}", axis, y_axis_type="log" if log else "linear")
+    fig = axis_figure(f"{words[0].upper()}{words[1:]}: mean and 95 % interval by {by}", axis, y_axis_type="log" if log else "linear", y_range=loss_range(lines, metric, log))
     groups = {}
     for line in lines: groups.setdefault(repr(line.settings.get(by)), []).append(line)
     for i, (value, members) in enumerate(groups.items()):
@@ -205,6 +212,7 @@ def parallel(table, settings, result):
     fig.add_tools(HoverTool(renderers=[drawn], tooltips=[("run", "@run")], visible=False))
     for i, name in enumerate(names):
         fig.text(x=[i, i], y=[-0.07, 1.03], text=[f"{short_number(float(fine[name].min()))}", f"{short_number(float(fine[name].max()))}"], text_font_size="11px", text_align="center", text_color="#8a8a8a")
+    fig.xaxis.major_label_orientation = 0.3  # names are long, and phones narrow
     fig.xaxis.ticker, fig.xaxis.major_label_overrides = FixedTicker(ticks=list(range(len(names)))), {i: name for i, name in enumerate(names)}
     fig.yaxis.visible, fig.ygrid.visible, fig.toolbar.autohide, fig.toolbar.logo = False, False, True, None
     return fig
@@ -234,7 +242,7 @@ class CompareView(pn.viewable.Viewer):
         tails = {run.name: Tail(run.run_dir) for run in found}
         super().__init__(**{"runs": list(runs) if moments_of else list(tails)} | params)
         self.moments_of = moments_of or (lambda names: [tails[name].look() for name in names if name in tails])
-        self.names_of, self.seen, self.lines, self.looks = names_of or (lambda: list(tails)), None, [], {}
+        self.names_of, self.seen, self.lines, self.looks, self.problems = names_of or (lambda: list(tails)), None, [], {}, []
         self._make_widgets()
         self._make_layout()
         self.param.watch(lambda *events: self._draw(), ["metric", "axis", "by", "smoothing", "log_y", "everything", "result"])
@@ -244,7 +252,7 @@ class CompareView(pn.viewable.Viewer):
 @patch
 def _make_widgets(self: CompareView):
     small, p = dict(size="small", margin=(6, 8)), self.param
-    self.pick = pmui.MultiChoice(label="Runs", options=[], value=[], width=520, margin=(6, 8))
+    self.pick = pmui.MultiChoice(label="Runs", options=[], value=[], sizing_mode="stretch_width", min_width=220, max_width=520, margin=(6, 8))
     self.pick.param.watch(lambda event: event.new != self.runs and p.update(runs=list(event.new)), "value")
     self.group = pmui.Select(label="grouped by", options=["nothing"], value="nothing", size="small", width=220, margin=(6, 8))
     self.group.param.watch(lambda event: event.new is not None and p.update(by="" if event.new == "nothing" else event.new), "value")
@@ -255,7 +263,7 @@ def _make_widgets(self: CompareView):
 @patch
 def _make_layout(self: CompareView):
     text, column = dict(stylesheets=[STYLE], sizing_mode="stretch_width", margin=(4, 12)), dict(stylesheets=[TALL], sizing_mode="stretch_width")
-    self.message, self.drawing = pn.pane.HTML("", **text), pn.Column(margin=0, **column)
+    self.message, self.drawing = Words("", **text), pn.Column(margin=0, **column)
     self.table = pn.widgets.Tabulator(pd.DataFrame(), disabled=True, show_index=False, sizing_mode="stretch_width", layout="fit_data_fill", pagination="local", page_size=20, margin=(6, 12), theme="simple", header_filters=True, visible=False)
     w = self.widgets
     self.view = pn.Column(pn.FlexBox(self.pick, w["metric"], w["axis"], self.group, w["smoothing"], w["log_y"], align_items="center"), self.message, self.drawing, pn.FlexBox(w["result"], w["everything"], align_items="center"), self.table, margin=0, **column)
@@ -271,10 +279,11 @@ def tick(self: CompareView):
     "Brings the view up to date with the runs."
     names = self.names_of()
     if names != self.pick.options or self.pick.value != [name for name in self.runs if name in names]: self.pick.param.update(options=names, value=[name for name in self.runs if name in names])
-    moments = [moment for moment in self.moments_of(self.runs) if moment is not None and moment.series]
-    seen = [(moment.key, moment.generation, moment.updated, moment.status) for moment in moments]
+    known = [moment for moment in self.moments_of(self.runs) if moment is not None]
+    moments = [moment for moment in known if moment.series]
+    seen = [(moment.key, moment.generation, moment.updated, moment.status, moment.problem) for moment in known]
     if seen == self.seen: return
-    self.seen, self.lines = seen, lines_of(moments)
+    self.seen, self.lines, self.problems = seen, lines_of(moments), [f"{moment.key} cannot be read just now: {moment.problem}" for moment in known if moment.problem]
     self._draw()
 
 @patch
@@ -286,8 +295,8 @@ def _draw(self: CompareView):
     "Draws what is chosen."
     order = sorted(self.lines, key=lambda line: line.name)
     self.looks = {line.name: look_of(i) for i, line in enumerate(order)}
-    said = "" if self.lines else "Choose two runs or more to see them over each other." if not self.runs else "Reading the runs…"
-    self.message.param.update(object=f'<div class="message" role="status">{said}</div>', visible=bool(said))
+    said = [*self.problems] or ([] if self.lines else ["Choose two runs or more to see them over each other." if not self.runs else "Reading the runs…"])
+    self.message.param.update(object="".join(f'<div class="message" role="status">{html.escape(sentence)}</div>' for sentence in said), visible=bool(said))
     self.table.visible = bool(self.lines)
     if not self.lines: self.drawing.clear(); return
     table = table_of(self.lines, self.everything)

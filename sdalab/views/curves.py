@@ -8,7 +8,7 @@ Docs: https://sdalab.github.io/sdalab/views/curves.html.md"""
 __all__ = ['COLOURS', 'DASHES', 'LANES', 'GREY', 'SCREEN', 'DOT', 'DOTS', 'BURST', 'ROWS', 'CALM', 'READ', 'UNREAD', 'HIDE',
            'HINT', 'TITLES', 'TALL', 'GRID', 'LEGEND_STYLE', 'HEAD_STYLE', 'CSS_DASHES', 'AXES', 'AXIS_WORDS', 'MARKS',
            'HEIGHTS', 'MOST_MARKS', 'Look', 'ruler', 'look_of', 'finite', 'short', 'places', 'wired', 'span_of',
-           'LaneFeed', 'Charts']
+           'ceiling', 'LaneFeed', 'Charts']
 
 # %% ../../nbs/views/86b_curves.ipynb #curves02
 import math
@@ -128,6 +128,12 @@ def span_of(places, window):
     first, last = np.searchsorted(places, window)
     return max(0, int(first) - 1), min(len(places), int(last) + 1)
 
+# %% ../../nbs/views/86b_curves.ipynb #8119e6ca
+def ceiling(corpus):
+    "Where a linear loss axis ends, by the facts of a corpus, so that a lane that diverges does not flatten the others: above an untrained model. None where they do not say."
+    vocabulary = corpus.get("vocabulary")
+    return None if not vocabulary else 1.15 * math.log(vocabulary)
+
 # %% ../../nbs/views/86b_curves.ipynb #5a4a1de1
 class LaneFeed:
     "What one lane has on the screen, and how far it has been sent."
@@ -230,10 +236,11 @@ class Charts:
         self.events, self._told = ColumnDataSource(dict(step=[], y=[], kind=[], words=[], lanes=[], colour=[], marker=[], size=[], angle=[], at=[])), None
         self.renderers = [[] for _ in self.keys]
         self._facts = moment.config.get("facts", {}).get("corpus", {})
-        self._steps = DataRange1d(only_visible=True, range_padding=0.02)
+        self.steps = DataRange1d(only_visible=True, range_padding=0.02)
         self._cross = Span(dimension="height", line_color=GREY, line_dash="dotted", line_width=1)
         self.caption = Div(text=HINT, tags=[HINT], stylesheets=[InlineStyleSheet(css=":host { font-size: 12px; opacity: 0.75; margin: 2px 12px; }")])
         self.legend = self._make_legend(legend_room or (144 if "regimes" in moment.sensed else 86))
+        self._top_rate = max((float(np.nanmax(one.learning_rate)) for one in drawn if np.isfinite(one.learning_rate).any()), default=0.0)
         self._rates = "log" if any("learning_rate" in name for name in differing(drawn)) else "linear"
         self._ranges = {}  # column -> the vertical range that follows what is shown
         self.top, self._grid = Column(sizing_mode="stretch_width", stylesheets=[InlineStyleSheet(css=TALL)]), Column(sizing_mode="stretch_width", stylesheets=[InlineStyleSheet(css=GRID)])
@@ -275,14 +282,13 @@ def connect_legend(self: Charts):
 
 @patch
 def _ceiling(self: Charts):
-    "Where the linear loss axis ends, so that a lane that diverges does not flatten the others: above an untrained model."
-    vocabulary = self._facts.get("vocabulary")
-    return None if not vocabulary else 1.15 * math.log(vocabulary)
+    return ceiling(self._facts)
 
 @patch
 def _make_figure(self: Charts, column, scale, **options):
     title, loss = TITLES[column], column in ("smooth", "validation_loss")
     cap = dict(end=self._ceiling()) if loss and scale == "linear" and self._ceiling() else {}
+    if column == "learning_rate" and self._top_rate: cap = dict(default_span=2 * self._top_rate)  # of the axis where all rates are the same
     fig = self.empty_figure(title + (" (log)" if scale == "log" else ""), y_axis_type=scale, y_range=self.y_range(column, **cap), **options)
     for index in range(len(self.keys)): self._draw(fig, index, column)
     if column == "smooth":
@@ -306,13 +312,13 @@ def empty_figure(self: Charts, title, **options):
     "A figure over the steps that all figures share. A zoom is told to the server, which sends what it shows."
     tools = [BoxZoomTool(dimensions="width"), PanTool(dimensions="width"), WheelZoomTool(dimensions="width"), ResetTool(), SaveTool(),
              CrosshairTool(overlay=self._cross)]
-    fig = figure(title=title, sizing_mode="stretch_width", x_range=self._steps, x_axis_type="log" if self.look.log_x else "datetime" if self.look.axis == "clock" else "linear",
+    fig = figure(title=title, sizing_mode="stretch_width", x_range=self.steps, x_axis_type="log" if self.look.log_x else "datetime" if self.look.axis == "clock" else "linear",
                  tools=tools, min_border_left=52, min_border_right=8, window_axis="x", **dict(height=232) | options)
     fig.toolbar.autohide, fig.toolbar.logo, fig.toolbar.active_drag = True, None, tools[0]
     if not self.look.log_x and self.look.axis != "clock": fig.xaxis.formatter = NumeralTickFormatter(format="0,0" if self.look.axis == "step" else "0,0.[00]")
     fig.xgrid.visible, fig.yaxis.ticker.desired_num_ticks = False, 5
-    fig.on_event(RangesUpdate, self._zoomed)
-    fig.on_event(Reset, self._unzoomed)
+    fig.on_event(RangesUpdate, self.zoomed)
+    fig.on_event(Reset, self.unzoomed)
     return fig
 
 @patch
@@ -334,10 +340,10 @@ def read_with(self: Charts, fig, sources, column, title, words=()):
     fig.js_on_event(MouseLeave, CustomJS(args=both, code=UNREAD))
 
 @patch
-def _zoomed(self: Charts, event): self._look_at((event.x0, event.x1))
+def zoomed(self: Charts, event): self._look_at((event.x0, event.x1))
 
 @patch
-def _unzoomed(self: Charts, event): self._look_at(None)
+def unzoomed(self: Charts, event): self._look_at(None)
 
 # %% ../../nbs/views/86b_curves.ipynb #4418bda8
 @patch
@@ -349,7 +355,7 @@ def _look_at(self: Charts, window):
 def zoom_to(self: Charts, window):
     "Shows a part of the axis, as if it had been zoomed to by hand."
     self._look_at(window)
-    if window: self._steps.update(start=window[0], end=window[1])
+    if window: self.steps.update(start=window[0], end=window[1])
 
 @patch
 def _mark_unigram(self: Charts, fig):

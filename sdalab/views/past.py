@@ -24,7 +24,7 @@ from ..journal.tree import main_ends
 from .branches import TreePicture, decision_words, legend, paths
 from .curves import TALL
 from .following import (PROBABILITIES, SENSES, SIGNALS, UNREADABLE, Mark, Moment, Series, common_rate, explain, rows_of, settings_of)
-from .now import STYLE, THEN, RunView, brief
+from .now import STYLE, THEN, RunView, Words, brief
 from fastcore.basics import patch
 
 # %% ../../nbs/views/86i_past.ipynb #89e00f70
@@ -34,11 +34,11 @@ NEVER = math.inf
 class Past:
     "All that a journal holds, to be shown as it was known at any moment."
 
-    def __init__(self, run):
-        self.run = run
-        with reading(run.run_dir) as db:
+    def __init__(self, run, more=()):  # more: columns to read beside SIGNALS
+        self.run, self.more = run, frozenset(more)
+        with reading(run.run_dir, run.patience) as db:
             self.facts = {key: json.loads(value) for key, value in db.execute("SELECT key, value FROM meta")}
-            self.rows = fetch(db, ["node", "step", "wall_time", *SIGNALS])
+            self.rows = fetch(db, ["node", "step", "wall_time", *{*SIGNALS, *more}])
             self.nodes = {facts["id"]: facts for facts in rows_of(db, "SELECT * FROM nodes ORDER BY id")}
             self.events = rows_of(db, "SELECT * FROM events ORDER BY wall_time, id")
             self.files = rows_of(db, "SELECT * FROM checkpoints ORDER BY id")
@@ -122,7 +122,7 @@ def _series(self: Past, nodes, owner, known):
         frozen = next((int(nodes[node]["last_step"]) for node in own if nodes[node]["outcome"] == "frozen"), None)
         alarms = [(event["step"], json.loads(event["detail"]).get("index", math.nan)) for event in self.events if event["kind"] == "alarm" and owner.get(event["node"], (None,))[0] == key and event["wall_time"] <= (times[-1] if len(times) else -NEVER)]
         made.append(Series(key, nodes[key]["lane"], settings_of(nodes[key], main), step, times, rows["loss"], rows["gradient_norm"], common_rate(rows, slice(None)), step[seen], times[seen], rows["validation_loss"][seen], frozen, main,
-                           {name: rows[name] for name in SENSES}, np.array(alarms, dtype=float).reshape(-1, 2)))
+                           {name: rows[name] for name in SENSES}, np.array(alarms, dtype=float).reshape(-1, 2), {name: self.rows[name][at] for name in self.more}))
     return tuple(made)
 
 @patch
@@ -158,6 +158,7 @@ class ReplayView(pn.viewable.Viewer):
         self.picture, self.now = TreePicture(), RunView(source=lambda names: None)
         self._make_layout()
         self.param.watch(lambda event: self._show_at(), "at")
+        self.now.param.watch(lambda *events: self._show_at(), ["group", "filter", "pinned"])
 
 # %% ../../nbs/views/86i_past.ipynb #e9495c8f
 @patch
@@ -167,7 +168,7 @@ def _make_layout(self: ReplayView):
     self.play = pmui.Button(label="Play", icon="play_arrow", variant="contained", size="small", margin=(10, 8))
     self.verify = pmui.Button(label="Verify this segment", icon="fact_check", variant="outlined", size="small", margin=(10, 8), visible=bool(self.asking))
     self.speed = pmui.Select.from_param(self.param.seconds, label="Speed", size="small", width=150, margin=(6, 8))
-    self.where, self.said = (pn.pane.HTML("", **text) for _ in range(2))
+    self.where, self.said = (Words("", **text) for _ in range(2))
     self.slider.param.watch(self._dragged, "value")
     self.play.on_click(self._toggle)
     self.verify.on_click(self._verify)
@@ -182,15 +183,18 @@ def __panel__(self: ReplayView):
 
 @patch
 def _load(self: ReplayView):
-    self.past, self.loaded = Past(self.run_of()), (None, time.monotonic())
+    before, self.past, self.loaded = self.past, Past(self.run_of(), self.now.names), (None, time.monotonic())
+    if before: self.past.generation = before.generation + 1  # it may be another run's
     self._show_at()
 
 @patch
 def show(self: ReplayView, moment):
     "Reads the journal again where it has grown, and looks after a worker."
-    if self.past is None or (moment.updated, moment.held) != self.loaded[0] and time.monotonic() - self.loaded[1] > 10 and not self.playing:
-        self._load()
-        self.loaded = (moment.updated, moment.held), time.monotonic()
+    grown = (moment.updated, moment.held) != self.loaded[0] and time.monotonic() - self.loaded[1] > 10 and not self.playing
+    if not moment.problem and (self.past is None or moment.created != self.past.facts["created"] or grown):
+        try: self._load()
+        except UNREADABLE as problem: self.where.object = f'<div class="notice" role="alert">The history cannot be read just now: {html.escape(str(problem))}. This page tries again by itself.</div>'
+        else: self.loaded = (moment.updated, moment.held), time.monotonic()
     self._look_after()
 
 @patch
@@ -204,6 +208,7 @@ def _show_at(self: ReplayView):
     if self.slider.value != round(self.at * FRAMES): self.slider.value = round(self.at * FRAMES)
     self.picture.feed(moment)
     self.now.show(moment)
+    if not self.past.more >= set(self.now.names): return self._load()  # somebody wants to see more than was read
     self.where.object = f'<div class="words">{self._words(moment)}</div>'
 
 # %% ../../nbs/views/86i_past.ipynb #f432a46d

@@ -7,7 +7,7 @@ Docs: https://sdalab.github.io/sdalab/views/ribbons.html.md"""
 # %% auto #0
 __all__ = ['WORDS', 'NAMES', 'HUES', 'THRESHOLDS', 'HIGHEST', 'STRIP', 'LEVELS', 'ROOM', 'BADGE', 'EVERY', 'SHARES',
            'READ_MIXTURE', 'UNREAD_MIXTURE', 'LEGEND_STYLE', 'SELECT_STYLE', 'most_probable', 'now_of', 'stretches',
-           'merged', 'strip_columns', 'packed', 'SenseFeed', 'Mixture', 'SenseCharts']
+           'merged', 'strip_columns', 'packed', 'SenseFeed', 'cut', 'Mixture', 'SenseCharts']
 
 # %% ../../nbs/views/86c_ribbons.ipynb #ribbons02
 import html
@@ -189,6 +189,11 @@ def crowded(self: SenseFeed):
     shown = max(len(self.rows.data["step"]), len(self.alarms.data["step"]), 2 * len(self.strip.data["right"]))
     return shown > SCREEN or self.sent > SCREEN and self.sent - self.thinned > max(BURST, self.sent // 50)
 
+# %% ../../nbs/views/86c_ribbons.ipynb #718abfc3
+def cut(name, most):
+    "A name of at most so many characters."
+    return name if len(name) <= most else name[:most - 1] + "…"
+
 # %% ../../nbs/views/86c_ribbons.ipynb #37098407
 class Mixture:
     "The probabilities of all regimes of the one lane that was chosen."
@@ -242,7 +247,7 @@ def _head(self: SenseCharts):
     text = f'<div class="regimes">{spans}<span class="step">&nbsp;</span></div>'
     self.legend = Div(text=text, tags=[text], sizing_mode="stretch_width", stylesheets=[InlineStyleSheet(css=LEGEND_STYLE)])
     if len(self._names) == 1: return self.legend
-    self.select = Select(title="Regimes of", value="", options=[("", EVERY), *((str(i), name) for i, name in enumerate(self._names))],
+    self.select = Select(title="Regimes of", value="", options=[("", EVERY), *((str(i), cut(name, 40)) for i, name in enumerate(self._names))],
                          stylesheets=[InlineStyleSheet(css=SELECT_STYLE)])
     self.select.on_change("value", lambda attr, old, new: self.choose(int(new) if new else None))
     return Row(self.select, self.legend, sizing_mode="stretch_width", stylesheets=[InlineStyleSheet(css=":host { flex-wrap: wrap; }")])
@@ -266,7 +271,7 @@ def _arrange(self: SenseCharts):
 
 @patch
 def _make_index(self: SenseCharts):
-    title = "Uncertainty index, in standard deviations of its own past"
+    title = "Uncertainty index, standard deviations of its past"
     fig = self.charts.empty_figure(title, height=190, y_range=DataRange1d(only_visible=True))
     for (colour, dash), feed, drawn in zip(self.charts.looks, self.feeds, self.charts.renderers):
         drawn.append(fig.add_glyph(feed.rows, Line(x="step", y="drawn", line_color=colour, line_dash=dash, line_width=1.2)))
@@ -289,7 +294,7 @@ def _make_strips(self: SenseCharts):
         bar = Quad(left="left", right="right", bottom=i + 0.9, top=i + 0.1, fill_color="colour", fill_alpha="alpha", line_color=None)
         drawn.append(fig.add_glyph(feed.strip, bar))
     fig.yaxis.ticker = FixedTicker(ticks=[i + 0.5 for i in range(count)])
-    fig.yaxis.major_label_overrides = {i + 0.5: name if len(name) < 16 else name[:14] + "…" for i, name in enumerate(self._names)}
+    fig.yaxis.major_label_overrides = {i + 0.5: cut(name, 15) for i, name in enumerate(self._names)}
     fig.ygrid.visible = False
     self.charts.read_with(fig, [feed.rows for feed in self.feeds], "regime", "Most probable regime", NAMES)
     fig.on_event(Tap, self._tapped)

@@ -20,7 +20,7 @@ from .asking import EXPOSED, Asking, DecisionForm, Worker, words_of
 from .branches import cells, decision_words, end_of, heads, path_to, plus
 from .curves import TALL
 from .following import UNREADABLE
-from .now import STYLE
+from .now import STYLE, Words
 from fastcore.basics import patch
 
 # %% ../../nbs/views/86h_steering.ipynb #18c12f74
@@ -54,7 +54,7 @@ def _make_widgets(self: Steering):
 @patch
 def _make_layout(self: Steering):
     text, column = dict(stylesheets=[STYLE], sizing_mode="stretch_width", margin=(2, 12)), dict(stylesheets=[TALL], sizing_mode="stretch_width")
-    self.listed, self.said, self.about = (pn.pane.HTML("", **text) for _ in range(3))
+    self.listed, self.said, self.about = (Words("", **text) for _ in range(3))
     b = self.buttons
     self.inner = pn.Column(self.about, pn.FlexBox(self.at, self.steps, b["pin"], self.pin_words, b["unpin"], align_items="center"), self.form.view, pn.FlexBox(b["add"], b["forget"], b["predict"], b["go"], b["cancel"], align_items="center"),
                            self.listed, pn.FlexBox(b["accept"], b["aside"], b["discard"], b["verify"], align_items="center"), margin=0, **column)
@@ -213,6 +213,6 @@ def _verified(self: Steering, worker):
 def _predicted(self: Steering, worker):
     if worker.process.returncode: return self._went(worker)
     found = json.loads(worker.said.strip().splitlines()[-1])
-    rows = "".join(cells(row["decision"], f"{row['steps']:,}", plus(row["median"]), f"{plus(row['low'])} to {plus(row['high'])}", "–" if row["risk"] is None else f"{row['risk']:.0%}", kinds=("wrap", "n", "n", "n", "n")) for row in found["rows"])
+    rows = "".join(cells(row["decision"], f"{row['steps']:,}", *(("not fitted", "–", "–") if row["median"] is None else (plus(row["median"]), f"{plus(row['low'])} to {plus(row['high'])}", f"{row['risk']:.0%}")), kinds=("wrap", "n", "n", "n", "n")) for row in found["rows"])
     names = heads("decision", "after steps", "difference, nats", f"{found['level']:.0%} interval", "risk of diverging", kinds=("", "n", "n", "n", "n"))
     self.said.object = f'<div class="quiet">What the proxy expects, against doing nothing; below 0 is better:</div><div class="scroll"><table>{names}<tbody>{rows}</tbody></table></div>'
