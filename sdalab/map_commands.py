@@ -6,14 +6,14 @@ Docs: https://sdalab.github.io/sdalab/map_commands.html.md"""
 
 # %% auto #0
 __all__ = ['MAPS', 'MapsOption', 'maps_app', 'drawn_axis', 'draw_map', 'ShownMap', 'compute_map', 'computed_map', 'zoom_names',
-           'zoom', 'zoom_table', 'summary_of', 'keep_pixel', 'show_pixel', 'check_files', 'show_zoom', 'map_command',
-           'list_command', 'show_command', 'delete_command']
+           'zoom', 'zoom_table', 'summary_of', 'keep_pixel', 'show_pixel', 'check_files', 'show_zoom', 'make_map',
+           'map_command', 'list_command', 'show_command', 'delete_command']
 
 # %% ../nbs/89a_map_commands.ipynb #146b1bc3
 import json, os, shutil, time
 from pathlib import Path
 from typing import Annotated, Optional
-import numpy as np, pandas as pd, typer
+import numpy as np, pandas as pd, typer, yaml
 from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn
 from .checked import BadInput
 from .journal.schema import RunInUse
@@ -158,7 +158,6 @@ def keep_pixel(config, folder: Path, column: int, row: int, landscape):
     (where := folder/'pixels').mkdir(parents=True, exist_ok=True)
     files = {'csv': pd.DataFrame(dict(step=np.arange(len(found.losses)), loss=found.losses.numpy())).to_csv(index=False)}
     if hasattr(landscape, 'run'):
-        import yaml
         from sdalab.training.configuration import as_entries
         files['yaml'] = yaml.safe_dump(as_entries(landscape.run(found.x, found.y).replace(name=f'{config.name}-{column}-{row}')), sort_keys=False)
     for kind, text in files.items():
@@ -209,6 +208,16 @@ def show_zoom(frames, # of `zoom`
     for path in filter(None, (folder/'zoom.gif', film_file)): film(frames, path)
     out.print(f'film:    {film_file or folder/"zoom.gif"}', markup=False, highlight=False)
 
+def make_map(config, root: Path, workers: int | None, dask: str | None,
+             png: Path | None, follow: int | None, seed: int | None, film: Path | None): # seed: of a zoom; none: densest
+    "Compute a map, and the zoom into it where one is wanted; print what was found and where it is."
+    windows, folder = [] if follow is None else zoom_names(config.name, follow, seed), root/config.name
+    data = computed_map(config, root, workers, dask)
+    if png: draw_map(data, png)
+    out.print(table(summary_of(data), config.name))
+    if windows: show_zoom(zoom(config, data, windows, seed, lambda window: computed_map(window, root, workers, dask)), folder, film)
+    out.print(f'picture: {folder/"map.png"}\npixel:   sdalab map --like {config.name} --pixel {config.width // 2} {config.height // 2}\ndata:    xarray.open_zarr("{folder}/map.zarr", consolidated=False)', markup=False, highlight=False)
+
 # %% ../nbs/89a_map_commands.ipynb #e86d4ed1
 def map_command(
     source: Annotated[str, typer.Argument(metavar='PRESET|FILE', help='A preset of data/maps (edge-95k, ...) or a YAML file like it.')] = 'edge-95k',
@@ -252,17 +261,9 @@ def map_command(
     if workers is not None and workers < 1: raise BadInput(f'workers = {workers}: should be 1 or more')
     check_files(pixel, follow, draw, densest, film, png)
     config = load_map(read_manifest(find_map(like, root))['configuration'] if like else source, set_ or [], name=name, exhaustive=exhaustive or None)
-    if show:
-        import yaml
-        return out.print(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True), markup=False, highlight=False, soft_wrap=True)
+    if show: return out.print(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True), markup=False, highlight=False, soft_wrap=True)
     if pixel: return show_pixel(MapConfig(**read_manifest(root/config.name)['configuration']) if not set_ and (root/config.name/'manifest.json').exists() else config, root/config.name, *pixel, neighbours)
-    seed, folder = None if densest else draw or 0, root/config.name
-    windows = [] if follow is None else zoom_names(config.name, follow, seed)
-    data = computed_map(config, root, workers, dask)
-    if png: draw_map(data, png)
-    out.print(table(summary_of(data), config.name))
-    if windows: show_zoom(zoom(config, data, windows, seed, lambda window: computed_map(window, root, workers, dask)), folder, film)
-    out.print(f'picture: {folder/"map.png"}\npixel:   sdalab map --like {config.name} --pixel {config.width // 2} {config.height // 2}\ndata:    xarray.open_zarr("{folder}/map.zarr", consolidated=False)', markup=False, highlight=False)
+    make_map(config, root, workers, dask, png, follow, None if densest else draw or 0, film)
 
 # %% ../nbs/89a_map_commands.ipynb #87e93784
 maps_app = typer.Typer(no_args_is_help=True, help='List, show and delete maps.')
