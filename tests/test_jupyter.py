@@ -74,8 +74,8 @@ def until(page, condition, argument=None):
 def tap(page, node):
     "Taps the bar of a node in the tree."
     found = """(node) => {
-        const models = MODELS, figure = models.find((m) => m.type === 'Figure' && m.title.text.startsWith('Time goes to the right'))
-        const data = models.find((m) => m.type === 'ColumnDataSource' && m.data.decision && m.data.left)?.data, at = data ? [...data.node].indexOf(node) : -1
+        const models = MODELS, figure = models.findLast((m) => m.type === 'Figure' && m.title.text.startsWith('Time goes right'))
+        const data = models.findLast((m) => m.type === 'ColumnDataSource' && m.data.decision && m.data.left)?.data, at = data ? [...data.node].indexOf(node) : -1
         const view = figure && Bokeh.index.find_one(figure)
         if (!view || at < 0) return null
         view.el.scrollIntoView({block: 'center'})

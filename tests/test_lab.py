@@ -230,7 +230,7 @@ def test_rules_mark_and_notify(address, runs, browser, train):
     browser.goto(f"{address}?run=sample")
     shows(browser, "status", "finished")
     process = train(runs / "watched", steps=100_000, rate=100, lanes=2, at_once=100)[0]
-    wait_until((runs / "told").is_file, "the command", LONG)
+    wait_until(lambda: (runs / "told").is_file() and (runs / "told").read_text(), "the command", LONG)
     alerts = [json.loads(line) for line in (runs / "alerts.jsonl").read_text().splitlines()]
     assert alerts[0]["run"] == "watched" and alerts[0]["rule"] == "low <b>loss</b>" and "loss = " in (runs / "told").read_text()
     browser.goto(f"{address}?run=watched")
