@@ -649,7 +649,7 @@ def test_what_was_asked_of_a_stored_run_and_killed_is_said_and_finished(tmp_path
     for stop in ((0, 23), (0, 24)):
         assert go(config(), tmp_path / "r", stopping(stop), eager) == "interrupted"
         told = Run(tmp_path / "r").events().query("kind == 'futures_unfinished'")
-        assert len(told) == 1 and "sdalab branch r --at 21 --propose" in told.detail.iloc[0]["reason"]
+        assert len(told) == 1 and "sdalab branch r --at 21 --node 1 --propose" in told.detail.iloc[0]["reason"]
     assert propose(tmp_path / "r", 21)["asked"] and len(records(tmp_path / "r")) == 1
     assert go(config(), tmp_path / "r", winner=eager) == "finished"
     assert len(Run(tmp_path / "r").events().query("kind == 'futures_unfinished'")) == 1

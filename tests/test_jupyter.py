@@ -90,10 +90,12 @@ IMPORTS = "import panel as pn\nfrom sdalab.views.branches import TreeView\nfrom 
 
 def test_views_are_drawn_and_answer(notebook, folder):
     sample_run(folder)
-    page = notebook("stored", IMPORTS, "RunView('sample')", "tree = TreeView('sample', node=1)\ntree")
+    page = notebook("stored", IMPORTS, "RunView('sample')", "ReplayView('sample')", "CompareView(['sample'])", "tree = TreeView('sample', node=1)\ntree")
     shows(page, "status", "finished")
     until(page, "models.filter((m) => m.type === 'Figure' && Bokeh.index.find_one(m)).length >= 7")
     until(page, "models.some((m) => m.data?.smooth && m.data.loss?.length === 60)")
+    page.get_by_text("steps taken in 4 nodes").wait_for()
+    page.locator(".tabulator-row").filter(has_text="sample").first.wait_for()
     page.get_by_text("Node 1", exact=True).wait_for()
     tap(page, 2)
     page.get_by_text("Node 2", exact=True).wait_for()

@@ -300,6 +300,7 @@ def test_a_faulty_journal_is_told_of_and_read_when_it_is_good_again(address, run
 
 
 def test_views_opened_on_a_faulty_journal_wait_for_it(address, runs, browser):
+    if not (runs / "faulty").exists(): sample_run(runs, name="faulty")
     for view, words in dict(now="", tree="came from", replay="100 steps taken in 4 nodes", compare="faulty").items():
         mend = damaged(runs / "faulty", cut)
         try:
@@ -312,6 +313,7 @@ def test_views_opened_on_a_faulty_journal_wait_for_it(address, runs, browser):
 
 
 def test_a_run_that_another_one_replaces(address, runs, browser):
+    if not (runs / "faulty").exists(): sample_run(runs, name="faulty")
     browser.goto(f"{address}?run=faulty")
     shows(browser, "step", "60")
     (runs / "faulty/journal.db").unlink()

@@ -32,7 +32,7 @@ def realised(own, no_op, # losses of every step, on the same batches; None or Na
              horizon: int, over: int = LATEST) -> float: # infinite where one broke, NaN where one is too short, or both broke
     "The mean paired difference over the last steps before a horizon."
     own, no_op = (np.array(losses, dtype=float)[:horizon] for losses in (own, no_op))
-    if len(own) < horizon or len(no_op) < horizon: return math.nan
     broken = np.isnan(own).any(), np.isnan(no_op).any()
+    if any(len(losses) < horizon and not broke for losses, broke in zip((own, no_op), broken)): return math.nan
     if any(broken): return math.nan if all(broken) else math.inf if broken[0] else -math.inf
     return float((own - no_op)[max(0, horizon - over):].mean())

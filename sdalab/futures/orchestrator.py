@@ -177,13 +177,14 @@ class Futures(Callback):
         self.proxy = load_proxy(config.proxy) if config.proxy else None
         if self.proxy and HORIZONS[SCORED] not in self.proxy.fitted: raise BadInput(f"futures.proxy = {config.proxy!r}: says nothing of {HORIZONS[SCORED]} steps ahead, by which candidates are ranked; fit one on outcomes at that horizon (experiments/84_fit_proxy)")
         if isinstance(self.proposer, Bayesian) and self.proxy: self.proposer.against(lambda features, decisions: self.proxy.predict(features, decisions).median[:, SCORED])
-        self.levels, self.pending, self.fork, self.ignored, self.asked, self.requests, self.obeyed = self._levels(), None, 0, 0, False, {}, set()
+        self.levels, self.pending, self.fork, self.ignored, self.asked, self.requests = self._levels(), None, 0, 0, False, {}
 
     def state_dict(self): return dict(trigger=self.trigger.state_dict(), proposer=self.proposer.state_dict(), levels={str(h): a.state_dict() for h, a in self.levels.items()}, pending=self.pending, fork=self.fork, ignored=self.ignored)
     def load_state_dict(self, state):
         "Remember it again."
         self.trigger.load_state_dict(state['trigger']), self.proposer.load_state_dict(state['proposer'])
-        for h, learned in state.get('levels', {}).items(): self.levels[int(h)].load_state_dict(learned) # older states know of none
+        for h, learned in state.get('levels', {}).items(): # older states know of none, those under another proxy of others
+            if int(h) in self.levels: self.levels[int(h)].load_state_dict(learned)
         self.pending, self.fork, self.ignored = state['pending'], state['fork'], state['ignored']
 
     def on_train_begin(self, trainer, journal):
@@ -196,7 +197,7 @@ class Futures(Callback):
         elif not self.kept.store.files: self.kept.save(trainer, journal)
         self._take_up(journal, trainer.fork)
         path = record_path(self.run_dir, trainer.fork, trainer.state.step)
-        self.pending = self.pending or self.requests.get(trainer.state.step)
+        self.pending = self.pending or self.requests.get(trainer.state.step, {}).get('reason')
         due = bool(self.pending) or path.exists() and json.loads(path.read_text(encoding='utf-8'))['collapse'] is not None
         self._count(trainer, due)
         if due: self._deliberate(trainer, journal)
@@ -205,7 +206,7 @@ class Futures(Callback):
         "Watches; adds nothing to the row."
         reason = self.trigger.update(trainer)
         if not trainer.alive[0]: reason = 'loss or gradient is not finite'
-        if trainer.state.step in self.requests: self.pending = self.requests[trainer.state.step]
+        if trainer.state.step in self.requests: self.pending = self.requests[trainer.state.step]['reason']
         elif reason and self._allowed(trainer, journal): self.pending = reason
         return {}
 
@@ -216,17 +217,14 @@ class Futures(Callback):
     def on_command(self, trainer, journal, command):
         "`propose` {}: try alternate futures now, whatever the trigger and the refractory period say."
         for key in command.payload: raise BadInput(f"{key} is not a field of propose: it has none")
-        if command.id in self.obeyed: return # taken up before a kill: it comes again at its step
         if trainer.plan: raise BadInput(f"propose: the run is still taking again what was decided up to step {trainer.plan[-1].step}; send it after that")
         if record_path(self.run_dir, trainer.fork, trainer.state.step).exists(): raise BadInput(f"propose: a decision was taken at this very step, {trainer.state.step}; send it again")
-        if problem := self.act(trainer, journal, ASKED, command.id): raise BadInput(f"propose: {problem}")
+        if problem := self.act(trainer, journal, ASKED): raise BadInput(f"propose: {problem}")
 
-    def act(self, trainer: Trainer, journal: Journal, reason: str,
-            command: int | None = None, # that asks for it
-           ) -> str | None: # why it failed
+    def act(self, trainer: Trainer, journal: Journal, reason: str) -> str | None: # why it failed
         "Try alternate futures now."
         self.pending = reason
-        return self._deliberate(trainer, journal, command)
+        return self._deliberate(trainer, journal)
 
 # %% ../../nbs/futures/56_orchestrator.ipynb #d7c9fffa
 from fastcore.basics import patch
@@ -272,16 +270,14 @@ def _take_up(self: Futures, journal, fork: int):
     nodes, events = run.nodes().set_index('node'), run.events()
     forks = events.node.map(nodes.fork)
     failed = set(events.step[(events.kind == 'futures_failed') & (forks == fork)])
-    self.requests, self.obeyed, told = {}, set(), {(e.step, e.node) for e in events[events.kind == 'futures_unfinished'].itertuples()}
+    self.requests, told = {}, {(e.step, e.node) for e in events[events.kind == 'futures_unfinished'].itertuples()}
     for e in events[events.kind == 'futures_asked'].itertuples():
         if e.detail['stored']:
             if (e.step, e.node) in told or record_path(self.run_dir, int(nodes.fork[e.node]), e.step, True).exists(): continue
             told.add((e.step, e.node))
-            journal.event('futures_unfinished', e.step, e.node, reason=f'asked for, and not decided; to finish it: sdalab branch {run.name} --at {e.step} --propose')
+            journal.event('futures_unfinished', e.step, e.node, reason=f'asked for, and not decided; to finish it: sdalab branch {run.name} --at {e.step} --node {e.node} --propose')
         elif nodes.fork[e.node] == fork and e.step not in failed:
-            self.requests[e.step] = e.detail['reason']
-            self.obeyed.add(e.detail['command'])
-    self.obeyed.discard(None)
+            self.requests[e.step] = e.detail
 
 # %% ../../nbs/futures/56_orchestrator.ipynb #753adee2
 @patch
@@ -324,12 +320,14 @@ def _number(self: Futures, path) -> int:
 
 # %% ../../nbs/futures/56_orchestrator.ipynb #3794f66c
 @patch
-def _deliberate(self: Futures, trainer, journal, command: int | None = None) -> str | None: # why it failed
+def _deliberate(self: Futures, trainer, journal) -> str | None: # why it failed
     "Try, decide, write down, carry out."
     step, path, watching = trainer.state.step, record_path(self.run_dir, trainer.fork, trainer.state.step), trainer.engine.watching
     try:
         if step not in self.requests:
-            journal.event('futures_asked', step, trainer.nodes[0], reason=self.pending, stored=False, command=command)
+            features = {name: value if math.isfinite(value) else None for name, value in self._features(trainer, journal).items()}
+            self.requests[step] = dict(reason=self.pending, features=features)
+            journal.event('futures_asked', step, trainer.nodes[0], stored=False, **self.requests[step])
             journal.flush()
         trainer.engine.watching = False
         record, root = json.loads(path.read_text(encoding='utf-8')) if path.exists() else None, None
@@ -360,7 +358,7 @@ def decide(self: Futures, trainer, root: Root, now: int, # number of the checkpo
          journal) -> dict: # the record
     "Roll out what looks best beside the two that cost no thought."
     began, step, c = time.perf_counter(), trainer.state.step, self.config
-    features = self._features(trainer, root, journal)
+    features = self._features(trainer, journal)
     seed = trainer.config.seed if trainer.standing[0].data_seed is None else trainer.standing[0].data_seed
     proposals = with_effect(self.proposer.propose(c.proposals, features, rehearsal_seed(seed, step)), trainer)
     predicted = self.proxy.predict(features, proposals, self._margin()) if self.proxy else None
@@ -377,11 +375,12 @@ def decide(self: Futures, trainer, root: Root, now: int, # number of the checkpo
 
 # %% ../../nbs/futures/56_orchestrator.ipynb #eab4e49e
 @patch
-def _features(self: Futures, trainer, root: Root, journal) -> dict[str, float]:
-    "Of the root, from what the journal knew there; the weight decay is the one that futures are tried under."
+def _features(self: Futures, trainer, journal) -> dict[str, float]:
+    "Of this moment, from what the journal knows of it; the weight decay is the one that futures are tried under. A decision that comes again after a kill is taken on what was known the first time."
+    at = trainer.state.step
+    if asked := self.requests.get(at): return {name: math.nan if value is None else value for name, value in asked['features'].items()}
     journal.flush()
-    at = root.trainer.state.step
-    past = window_of(history(Run(self.run_dir), root.trainer.nodes[0], SIGNALS), at) if at else dict(loss=[math.nan])
+    past = window_of(history(Run(self.run_dir), trainer.nodes[0], SIGNALS), at)
     return features_of(past, at, trainer.config.steps, trainer.state.weight_decay.max().item() * trainer.standing[0].weight_decay_scale)
 
 @patch
@@ -407,7 +406,7 @@ def _calibrate(self: Futures, record: dict):
     "Move the levels by what came of the verified; NaN, where one was dropped, is null in the record."
     for tried in record['tried']:
         for horizon, score in tried.get('outside', {}).items():
-            if score is not None: self.levels[int(horizon)].update(score)
+            if score is not None and int(horizon) in self.levels: self.levels[int(horizon)].update(score)
 
 # %% ../../nbs/futures/56_orchestrator.ipynb #91f3ab20
 @patch
@@ -539,8 +538,10 @@ def propose(run_dir, at: int, # steps taken: staying goes on from here
     if root_at < 1: raise BadInput(f"at = {at}: the root lies futures.back = {config.futures.back} steps before it; take a step from {config.futures.back + 1} on")
     nodes = run.nodes().set_index('node')
     if (path := record_path(run.run_dir, fork := int(nodes.fork[parent]), at, True)).exists(): raise BadInput(f"at = {at}: was decided already, see {path}; take another step")
-    for record in records(run.run_dir): # what the run itself had learned by then
-        if not record['asked'] and record['fork'] in {int(nodes.fork[n]) for n in lineage(nodes, parent)} and (record['fork'] < fork or record['step'] <= at): by_hand._calibrate(record)
+    path_here = lineage(nodes, parent)
+    left = {int(nodes.fork[n]): at if after is None else int(nodes.first_step[after]) for n, after in zip(path_here, [*path_here[1:], None])} # fork -> where the path leaves it
+    for known in records(run.run_dir): # what the run itself had learned on this path by then
+        if not known['asked'] and known['fork'] in left and (known['collapse'] in left or known['step'] <= left[known['fork']]): by_hand._calibrate(known)
     with Journal.open(run.run_dir, running=False) as journal:
         by_hand._sweep(journal)
         journal.event('futures_asked', at, parent, reason=ASKED, stored=True)

@@ -162,4 +162,9 @@ def _tell(self: Alerts, rule, alert):
 @patch
 def of(self: Alerts, key, created):
     "The alerts of a run, oldest first."
-    return [alert for alert in self.latest if (alert["run"], alert["created"]) == (key, created)]
+    return [alert for alert in list(self.latest) if (alert["run"], alert["created"]) == (key, created)]
+
+@patch
+def since(self: Alerts, given):
+    "The alerts that were given after so many, oldest first, and how many there are by now."
+    with self._lock: return list(self.latest)[len(self.latest) - (self.given - given):], self.given

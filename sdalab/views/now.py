@@ -264,7 +264,7 @@ def keep_current(view):
         view.tick()
         if not (view.moment.live or view.moment.problem): timer.stop()
     timer, sign = PeriodicCallback(callback=tick, period=ALONE), Drawn(height=0, margin=0)
-    if view.moment.live: sign.param.watch(lambda event: timer.running or timer.start(), "drawn")
+    if view.moment.live or view.moment.problem: sign.param.watch(lambda event: timer.running or timer.start(), "drawn")
     return pn.Column(view.view, sign, margin=0, sizing_mode="stretch_width", hooks=[own_styles])
 
 # %% ../../nbs/views/86e_now.ipynb #0b66acf2

@@ -271,7 +271,7 @@ def _alert(self: LivePage, moment):
 def notify(self: LivePage):
     "Tells of alerts that are new to this page, of whatever run: the last of the most serious, and how many more there are. One at a time, for a rule may fire at every other step."
     if self.alerts is None or self.given >= self.alerts.given or time.monotonic() < self.told + TOLD / 1000: return
-    fresh, self.given, self.told = [*self.alerts.latest][self.given - self.alerts.given:], self.alerts.given, time.monotonic()
+    (fresh, self.given), self.told = self.alerts.since(self.given), time.monotonic()
     alert, more = max(fresh, key=lambda one: (LEVELS.index(one["level"]), one["time"])), len(fresh) - 1
     words = clean(f"{alert['run']}, step {alert['step']:,}: {alert['text']}" + (f" \u00b7 and {more} more" if more else "")).replace("<", "\u2039").replace(">", "\u203a")
     if pn.state.notifications: pn.state.notifications.send(words, duration=TOLD, type=alert["level"])
