@@ -64,7 +64,7 @@ class Sensed(Checked):
     "A threshold on a signal of the monitor."
     signal: str = Field(description='a column that the monitor fills, such as uncertainty_index or regime_chaotic')
     above: float = Field(description='fires above this')
-    steps: int = Field(3, ge=1, description='for so many steps in a row')
+    steps: int = Field(3, ge=1, description='at so many readings in a row')
 
 class SensedTrigger(Trigger):
     "A sensed signal above a threshold for some steps."
@@ -73,6 +73,7 @@ class SensedTrigger(Trigger):
         if self.rule.signal not in signal_columns('senses'): raise BadInput(f"futures.trigger.signal = {self.rule.signal!r}: {nearest(self.rule.signal, signal_columns('senses'))}")
     def update(self, trainer):
         value = trainer.sensed.get(self.rule.signal, [math.nan])[0]
+        if math.isnan(value): return None # not read at this step
         self.count = self.count + 1 if value > self.rule.above else 0
         return f'{self.rule.signal} = {value:.3g}' if self.count >= self.rule.steps else None
     def state_dict(self): return dict(count=self.count)
