@@ -21,11 +21,11 @@ class Row(NamedTuple):
             return None
         sign, bound = self.target.split()
         number = self.value if self.ratio is None else self.ratio
-        return number >= float(bound) if sign == ">=" else number <= float(bound)
+        return bool(number >= float(bound) if sign == ">=" else number <= float(bound))
 
     def as_dict(self) -> dict:
         "The row as bench.json keeps it."
-        return {**self._asdict(), "met": self.met}
+        return {**self._asdict(), "value": float(self.value), "met": self.met}
 
 
 def side_by_side(contenders: dict[str, Callable[[], None]], rounds: int = 5, seconds: float = 1.0, clock=time.perf_counter) -> dict[str, float]:

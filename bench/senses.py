@@ -38,33 +38,36 @@ def sense_rows():
     yield sharpness_row()
 
 
-def overhead_row(name: str, changes: list[str], monitor: MonitorConfig, target: str, blocks: int = 12, steps: int = 50, judged: bool = True) -> Row:
-    "Per cent of processor time that sensing adds to a step: blocks of steps in turns, with and without, and the median of their ratios."
+def overhead_row(name: str, changes: list[str], monitor: MonitorConfig, target: str, blocks: int = 100, steps: int = 10, judged: bool = True) -> Row:
+    "Per cent of processor time that sensing adds to training: short blocks of steps in turns, with and without. Sums, since a sense that is read seldom costs its share in few blocks."
     with tempfile.TemporaryDirectory() as folder:
         plain, sensed = (Trainer(load_config("edge-95k", changes, steps=10**6, threads=1)) for _ in range(2))
-        ratios = []
         with open_journal(sensed, Path(folder) / "run") as journal:
             sensed.callbacks = [Monitor(monitor)]
             sensed.nodes = [journal.node(0)]
             sensed.callbacks[0].on_train_begin(sensed, journal)
             if not judged:
                 sensed.callbacks[0].off[JUDGEMENT] = "not measured here"
-            for block in range(blocks + 4):
-                times = []
-                for trainer in (plain, sensed):
-                    start = time.process_time()
-                    for _ in range(steps):
-                        trainer.step()
-                        for callback in trainer.callbacks:
-                            callback.columns(trainer, journal)
-                    times.append(time.process_time() - start)
-                if block >= 4:  # the first readings warm up, and the index begins to speak
-                    ratios.append((times[1], times[0]))
-    spread = [100 * (a / b - 1) for a, b in ratios]
-    quartiles = statistics.quantiles(spread, n=4)
-    extra = statistics.median(spread)
-    step = 1e3 * statistics.median(t for _, t in ratios) / steps
-    return Row(name, extra, "% of a step", f"plain step {step:.1f} ms", None, f"blocks of {steps} steps: quartiles {quartiles[0]:.1f} to {quartiles[2]:.1f} %", target)
+            warm = 20  # blocks: the first readings warm up, and the index begins to speak
+            times = np.array([both(plain, sensed, journal, steps, block % 2) for block in range(warm + blocks)])[warm:]
+    more = lambda rows: 100 * (times[rows, 1].sum() / times[rows, 0].sum() - 1)
+    drawn = np.random.default_rng(0).integers(blocks, size=(1000, blocks))
+    low, high = np.quantile([more(rows) for rows in drawn], [0.025, 0.975])
+    step = 1e3 * times[:, 0].sum() / (blocks * steps)
+    return Row(name, more(np.arange(blocks)), "% of a step", f"plain step {step:.1f} ms", None, f"{blocks * steps:,} steps; 95 % of resampled sums {low:.1f} to {high:.1f} %", target)
+
+
+def both(plain: Trainer, sensed: Trainer, journal, steps: int, first: int) -> tuple[float, float]:
+    "Processor time of a block of steps, without and with."
+    took = {}
+    for trainer in (plain, sensed)[:: -1 if first else 1]:
+        start = time.process_time()
+        for _ in range(steps):
+            trainer.step()
+            for callback in trainer.callbacks:
+                callback.columns(trainer, journal)
+        took[trainer] = time.process_time() - start
+    return took[plain], took[sensed]
 
 
 def sharpness_row() -> Row:
