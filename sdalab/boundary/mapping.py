@@ -254,7 +254,7 @@ def _pass(self: Mapper, pixels: np.ndarray, number: int):
 # %% ../../nbs/boundary/76_mapping.ipynb #fcde7e4e
 @patch
 def _jobs(self: Mapper, needed: dict[int, np.ndarray]) -> dict[tuple, np.ndarray]: # tiles -> their pixels
-    "Tiles that want few pixels go together, so that the lanes are full; but a few jobs for every hand, so that none waits long at the end of a pass."
+    "Tiles that want few pixels go together, so that the lanes are full; but a few jobs for every hand, the largest first, so that none waits long at the end of a pass."
     total = sum(map(len, needed.values()))
     target = min(self.config.tile ** 2, max(self.landscape.lanes, -(-total // (4 * self.hands))))
     jobs, tiles = {}, []
@@ -264,7 +264,7 @@ def _jobs(self: Mapper, needed: dict[int, np.ndarray]) -> dict[tuple, np.ndarray
             jobs[tuple(tiles)] = np.concatenate([needed[t] for t in tiles])
             tiles = []
     if tiles: jobs[tuple(tiles)] = np.concatenate([needed[t] for t in tiles])
-    return jobs
+    return dict(sorted(jobs.items(), key=lambda job: -len(job[1])))
 
 @patch
 def _measure(self: Mapper, pixels: np.ndarray, number: int):
