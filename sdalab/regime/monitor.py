@@ -270,8 +270,8 @@ SENSES = {kind.name: kind for kind in (EveryStep, Activity, Edge, Ranks, Critica
 
 # %% ../../nbs/regime/39a_monitor.ipynb #39963176
 BUDGETS = {'light': 0.03, 'default': 0.1, 'full': 1.0}
-CLOCKED = 0.8 # of what sensing costs; measured on steps of 12 ms
-OFTEN = 0.75 # of what may be spent, up to which the every-step senses stay at every step
+CLOCKED = 0.75 # of what sensing costs; measured on steps of 12 ms
+OFTEN = 0.8 # of what may be spent, up to which the every-step senses stay at every step
 
 class Ledger:
     "What every sense costs, and the stretch of the periods that keeps the sum within the budget."
