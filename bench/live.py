@@ -1,25 +1,33 @@
-"What the live page costs: opening a very long run, zooming, a tick on the wire, and five viewers beside training."
+"What the live page costs: opening a very long run, zooming, the way of a point to the screen, a tick on the wire, and five viewers beside training."
+import asyncio
 import os
+import re
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import psutil
+from tornado.httpclient import AsyncHTTPClient, HTTPRequest
+from tornado.websocket import websocket_connect
 
 from bench.rows import Row
+from sdalab.journal.reader import Run, fetch, reading
 from sdalab.journal.schema import signal_columns
 from sdalab.journal.writer import Journal
 from sdalab.views.following import PROBABILITIES, Tail
 from sdalab.views.now import RunView
 
 STEPS, SHORT, VIEWERS = 1_000_000, 2_000, 5  # of the long run; of one that is opened beside it; pages open at once
+PAIRS, TURN, POINTS = 20, 6.0, 200  # turns with and without viewers, and seconds of each; points whose way to the screen is timed
 ROOT = Path(__file__).parents[1]
 NAMES = [*(name for name in signal_columns() if name != "validation_loss" and not name.startswith(("regime_", "index_", "uncertainty")))][:19]
 WATCHED = [*NAMES, "uncertainty_index", "index_volatility", "index_entropy", "index_disagreement", *PROBABILITIES]
@@ -33,6 +41,7 @@ def live_rows():
         yield from server_rows(Path(folder) / "long")
         if program := find_chromium():
             yield from browser_rows(Path(folder), program)
+        yield training_row(Path(folder))
 
 
 def write_long(run_dir: Path, steps: int = STEPS):
@@ -122,6 +131,7 @@ def browser_rows(folder: Path, program: str):
         yield against_short("live: a zoom, in a browser", zoomed, "ms", "from the gesture to the new points", "<= 200")
         training = subprocess.Popen([sys.executable, "tests/synthetic_run.py", str(folder / "eight"), "--rate", "20", "--steps", "100000", "--sensed", "1"], cwd=ROOT)
         try:
+            yield screen_row(browser, address, folder / "eight")
             yield from viewer_rows(browser, address, process)
         finally:
             training.terminate()
@@ -132,6 +142,92 @@ def against_short(what: str, found: dict, unit: str, limit: str, target: str) ->
     "A row of what the long run takes, against a short run: what they share is the page, the browser and the machine."
     long, short = (statistics.median(found[name]) for name in ("long", "short"))
     return Row(what, long, unit, against=f"a run of {SHORT:,} steps: {short:.3g} {unit}, {long / short:.2f} times", limit=limit, target=target)
+
+
+ARRIVALS = """(count) => new Promise((done) => {
+    const source = [...Bokeh.documents[0]._all_models.values()].find((m) => m.data?.smooth && m.data.loss), seen = []
+    let last = source.data.step.at(-1)
+    const look = () => {
+        const fresh = [...source.data.step].filter((step) => step > last)
+        if (fresh.length) last = fresh.at(-1)
+        if (fresh.length) requestAnimationFrame(() => setTimeout(() => seen.push(...fresh.map((step) => [step, Date.now() / 1000]))))
+        seen.length < count ? setTimeout(look, 5) : done(seen)
+    }
+    look()
+})"""
+
+
+def screen_row(browser, address: str, run_dir: Path) -> Row:
+    "Of each step the time from when it was written into the journal's buffer until its point was painted."
+    page = browser.new_page()
+    page.goto(f"{address}?run={run_dir.name}")
+    page.wait_for_function(FULL.replace("length > 100", "length > 5"), timeout=120_000, polling=20)
+    page.wait_for_timeout(3000)
+    seen = page.evaluate(ARRIVALS, POINTS)
+    page.close()
+    with reading(run_dir) as db:
+        rows = fetch(db, ["step", "wall_time"])
+    begun = dict(zip(rows["step"], rows["wall_time"]))
+    late = [painted - begun[step] for step, painted in seen]
+    return Row(f"live: from a step to its point on the screen, worst of {len(late)}", max(late), "s", against=f"median {statistics.median(late):.2f} s",
+               limit="8 lanes, 20 steps a second: the journal's writer 0.25 s, a look 0.4 s, the message, the paint", target="<= 1")
+
+
+READY = '{"events": [{"kind": "MessageSent", "msg_type": "bokeh_event", "msg_data": {"type": "event", "name": "document_ready", "values": {"type": "map"}}}]}'
+
+
+async def view(address: str):
+    "A viewer on another machine: takes what a browser takes, and draws nothing."
+    page = (await AsyncHTTPClient().fetch(address)).body.decode()
+    token = re.search(r'"token": ?"([^"]+)"', page)[1]
+    place = address.split("?")[0]
+    socket = await websocket_connect(HTTPRequest(place.replace("http", "ws", 1) + "/ws", headers={"Origin": place.rsplit("/", 1)[0]}), subprotocols=["bokeh", token])
+    for _ in range(3):  # the server's greeting
+        await socket.read_message()
+    for parts in (['{"msgid": "1", "msgtype": "PULL-DOC-REQ"}', "{}", "{}"], ['{"msgid": "2", "msgtype": "PATCH-DOC"}', "{}", READY]):
+        for part in parts:
+            await socket.write_message(part)
+    while await socket.read_message() is not None:
+        pass
+
+
+async def views(address: str):
+    "All viewers, until the server ends."
+    await asyncio.gather(*(view(address) for _ in range(VIEWERS)))
+
+
+def training_row(folder: Path) -> Row:
+    "How much longer a step takes while the viewers are served: turns with the server running and stopped, in pairs."
+    sets = ["sweep.seed=[0,1,2,3,4,5,6,7]", "evaluate_every=1000000", "checkpoints.every=1000000", 'monitor.preset="light"']
+    command = [sys.executable, "-m", "sdalab.cli", "train", "edge-95k", "--runs", str(folder), "--name", "training", "--steps", "1000000", *(word for one in sets for word in ("--set", one))]
+    training = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not (folder / "training/journal.db").exists() or Run(folder / "training").progress().get("step", 0) < 100:
+            time.sleep(0.5)
+        with served(folder) as (address, process):
+            threading.Thread(target=lambda: asyncio.run(views(f"{address}?run=training")), daemon=True).start()
+            time.sleep(10)
+            turns = [turn(process, running) for pair in range(PAIRS) for running in ((True, False) if pair % 2 else (False, True))]
+    finally:
+        training.terminate()
+        training.wait(60)
+    with reading(folder / "training") as db:
+        rows = fetch(db, ["step", "wall_time"])
+    times = np.sort(rows["wall_time"][np.unique(rows["step"], return_index=True)[1]])
+    seconds = {running: np.array([np.diff(times[(times > start + 0.3) & (times < end)]).mean() for is_on, start, end in turns if is_on == running]) for running in (True, False)}
+    slower = 100 * (seconds[True] / seconds[False] - 1)
+    low, high = np.quantile(np.median(np.random.default_rng(0).choice(slower, (2000, PAIRS)), axis=1), [0.025, 0.975])
+    return Row(f"live: {VIEWERS} viewers slow training of edge-95k, 8 lanes", float(np.median(slower)), "% of a step", against=f"a step without: {1e3 * np.median(seconds[False]):.1f} ms",
+               limit=f"{PAIRS} pairs of turns of {TURN:g} s, 95 % {low:.1f} to {high:.1f} %; {os.cpu_count()} cores; their browsers draw elsewhere", target="<= 3")
+
+
+def turn(process, running: bool) -> tuple[bool, float, float]:
+    "Some seconds with the server running or stopped, and when they began and ended."
+    process.send_signal(signal.SIGCONT if running else signal.SIGSTOP)
+    start = time.time()
+    time.sleep(TURN)
+    process.send_signal(signal.SIGCONT)
+    return running, start, start + TURN
 
 
 def viewer_rows(browser, address: str, process):
@@ -148,7 +244,7 @@ def viewer_rows(browser, address: str, process):
     pages[0].wait_for_timeout(20_000)
     wall = time.perf_counter() - start
     share = 100 * (sum(server.cpu_times()[:2]) - before) / (wall * (os.cpu_count() or 1))
-    yield Row(f"live: {VIEWERS} viewers of a run of 8 lanes", share, "% of the machine", limit=f"the server's processor time, {os.cpu_count()} cores", target="<= 3")
+    yield Row(f"live: {VIEWERS} viewers of a run of 8 lanes", share, "% of the machine", limit=f"the server's processor time, {os.cpu_count()} cores")
     yield Row("live: a tick of the page with 10 new steps of 8 lanes", sum(frames[sent:]) / (wall / 0.5) / 1e3, "kB", limit="all that came through the websocket", target="<= 20")
     for page in pages:
         page.close()
