@@ -26,7 +26,7 @@ from ..decisions.model import Decision
 from ..evaluation.batch_means import realised
 from .calibration import Adaptive, outside_scores
 from .proposals import Bayesian, Proposer, build_proposer
-from .proxy import Prediction, load_proxy, to_scale
+from .proxy import Prediction, load_proxy, quantiles_of, to_scale
 from .rollouts import Candidate, Group, Rollout, SETTLE, paired, quantile, race, rehearsal_seed, rehearsed
 from .tuples import HORIZONS, SIGNALS, features_of, window_of
 from ..journal.reader import Run
@@ -116,10 +116,11 @@ def judge(rollouts: list[Rollout], # the first is staying
     "Every candidate beside staying, with a verdict."
     judged = [Judged(r, risk) for r, risk in zip(rollouts, risks)]
     finished = [j for j in judged if j.rollout.settled is not None]
-    moved = fluctuations([j.rollout for j in finished], stages[-2] if len(stages) > 1 else 0)
+    since = stages[-2] if len(stages) > 1 else 0
+    moved = fluctuations([j.rollout for j in finished], since)
     stay, t = finished[0], quantile(confidence)
     for j, own in list(zip(finished, moved))[1:]:
-        free = min(1.0, j.rollout.candidate.decision.learning_rate_scale)
+        free = min(1.0, j.rollout.candidate.rate(since, stages[-1]))
         j.gain, j.gain_error = paired(stay.rollout.settled, j.rollout.settled)
         j.calm, j.calm_error = paired(moved[0] * free, own)
         better, calmer = j.gain > t * j.gain_error, j.calm > t * j.calm_error and j.gain >= -t * j.gain_error
@@ -397,7 +398,7 @@ def _margin(self: Futures) -> np.ndarray: # [H], on the proxy's scale
 def _outside(self: Futures, features, rollouts: list[Rollout]) -> list[dict]: # horizon -> how far the outcome fell outside the proxy's own quantiles, on its scale
     "Of every proposal that was verified; nothing for the others."
     if not self.levels: return [{} for _ in rollouts]
-    q = self.proxy.rungs['difference'].quantiles(self.proxy.inputs(features, [r.candidate.decision for r in rollouts]))
+    q = quantiles_of(self.proxy.rungs, self.proxy.inputs(features, [r.candidate.decision for r in rollouts]))
     no_op = next(r.losses for r in rollouts if r.candidate.kind == 'rewind_and_skip')
     score = lambda i, r, h: outside_scores(to_scale(realised(r.losses, no_op, h)), q[i, HORIZONS.index(h), 0], q[i, HORIZONS.index(h), 2])
     return [{h: score(i, r, h) for h in self.levels} if r.candidate.kind == 'proposal' else {} for i, r in enumerate(rollouts)]
