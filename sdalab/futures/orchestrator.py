@@ -252,14 +252,20 @@ def _count(self: Futures, trainer, due: bool): # whether what happens at this ve
         fork, limit = before['fork'], before['step']
 
 @patch
-def cost(self: Futures) -> int: "Tokens that a decision costs at most."; return (self.config.verified + 2) * (self.config.rollout[-1] + SETTLE) * self.tokens_a_step
+def _grid(self: Futures) -> int: "Steps between the states that are a root by rule."; return self.kept.config.memory_every if self.kept.config.memory_keep else self.kept.config.every
+
+@patch
+def cost(self: Futures, step: int) -> int: # where it is taken
+    "Tokens that a decision costs at most: rollouts, and the way back to the root that the rule names."
+    back = min(step, self.config.back + self._grid() - 1)
+    return ((self.config.verified + 2) * (self.config.rollout[-1] + SETTLE) + back) * self.tokens_a_step
 
 @patch
 def _allowed(self: Futures, trainer, journal) -> bool:
     step, dead = trainer.state.step, not trainer.alive[0]
     if step < self.rested and not dead: return False
-    if self.spent + self.cost() > self.config.budget * trainer.config.steps * self.tokens_a_step:
-        if not self.ignored: journal.event('trigger_ignored', step, trainer.nodes[0], reason=f'futures.budget = {self.config.budget:g} of the planned tokens: {self.spent:,} are spent, and a decision takes up to {self.cost():,}')
+    if self.spent + self.cost(step) > self.config.budget * trainer.config.steps * self.tokens_a_step:
+        if not self.ignored: journal.event('trigger_ignored', step, trainer.nodes[0], reason=f'futures.budget = {self.config.budget:g} of the planned tokens: {self.spent:,} are spent, and a decision takes up to {self.cost(step):,}')
         self.ignored += 1
         return False
     return True
@@ -287,7 +293,7 @@ def _root(self: Futures, trainer, journal, at: int | None = None, # step of a ro
          ) -> Root:
     "Raises `BadInput` where there is no state to go back to."
     step, kept, nodes = trainer.state.step, self.kept, Run(self.run_dir).nodes()
-    born, grid = int(nodes[nodes.fork == trainer.fork].first_step.min()), kept.config.memory_every if kept.config.memory_keep else kept.config.every
+    born, grid = int(nodes[nodes.fork == trainer.fork].first_step.min()), self._grid()
     latest = max(step - self.config.back, born) if at is None else at
     snapshot, pin, wanted = kept.before(latest), f'decision {step}: its root', max(born, latest // grid * grid)
     if snapshot and at in (None, snapshot.step): state, tensors, path = snapshot.state, snapshot.tensors, kept.keep(snapshot, journal, [pin])
