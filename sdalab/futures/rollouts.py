@@ -116,12 +116,13 @@ HOPELESS = 1.0 # nats per token above the best at which a lane is dropped whatev
 def beaten(rollouts: list[Rollout], # still racing
            since: int, # first step of the stage
            confidence: float) -> list[Rollout]:
-    "Those that a lane at no lower a rate beats by more than the paired bound, that stand a nat above the best, or that broke; never the two that the others are compared with."
+    "Those that a lane with no such advantage beats by more than the paired bound, that stand a nat above the best, or that broke; never the two that the others are compared with."
     racing = [r for r in rollouts if not r.broken]
     loss, rate = lambda r: np.mean(r.losses[since:]), lambda r: r.candidate.rate(since, len(r.losses))
+    spared = lambda r: not since and bool(r.candidate.decision.momentum_reset)
     def lost(r):
         if r.broken: return True
-        leader = min((other for other in racing if rate(other) >= rate(r)), key=loss)
+        leader = min((other for other in racing if rate(other) >= rate(r) and spared(other) >= spared(r)), key=loss)
         mean, error = paired(r.losses[since:], leader.losses[since:])
         return mean - quantile(confidence) * error > 0 or loss(r) > min(map(loss, racing)) + HOPELESS
     return [r for r in rollouts if r.candidate.kind == 'proposal' and lost(r)]
