@@ -383,10 +383,12 @@ def best_rungs(steps: list[Step]) -> dict[str, str]: # part -> rung
     "The highest rung that was kept, of each part."
     return {part: [s.rung for s in steps if s.part == part and s.kept][-1] for part in PARTS}
 
-def kept_rungs(found: pd.DataFrame) -> dict[str, str]: # part, also those of FAR -> rung
+def kept_rungs(found: pd.DataFrame, # of `held_out`
+               far: pd.DataFrame | None = None, # another, by which the farthest horizon is judged; none: the same
+              ) -> dict[str, str]: # part, also those of FAR -> rung
     "The highest rung that was kept near, and at the farthest horizon for itself: what is known there comes of other runs, and fewer."
-    far = best_rungs(climb(found, HORIZONS[-1:]))
-    return best_rungs(climb(found)) | {name: far[part] for part, name in FAR.items()}
+    beyond = best_rungs(climb(found if far is None else far, HORIZONS[-1:]))
+    return best_rungs(climb(found)) | {name: beyond[part] for part, name in FAR.items()}
 
 # %% ../../nbs/futures/53_proxy.ipynb #9a78d37d
 PROXY_VERSION, OLDER = 2, (1,) # version 1 has no parts of FAR
@@ -456,11 +458,22 @@ class Proxy:
 from fastcore.basics import patch
 
 @patch
+def beyond(self: Proxy, far: Proxy, # one with rungs for FAR
+          ) -> Proxy: # what this one says, and at the farthest horizon what the other does
+    "Two proxies in one: they may have learned from other runs."
+    facts = self.facts | dict(outcomes=[*self.facts['outcomes'][:-1], far.facts['outcomes'][-1]], far={k: far.facts[k] for k in ('runs', 'tuples')})
+    return Proxy(self.rungs | {part: far.rungs[part] for part in FAR.values()}, np.r_[self.margin[:-1], far.margin[-1:]], self.level, facts)
+
+def _prefixes(rungs) -> dict[str, str]: # part -> of its arrays in a file; parts that share a rung share them
+    near = [rungs[part] for part in PARTS]
+    return {part: rung.name if any(rung is other for other in near) else f'far_{rung.name}' for part, rung in rungs.items()}
+
+@patch
 def save(self: Proxy, path) -> Path: # the same path
     "Write it to a .safetensors file."
-    rungs = {rung.name: rung for rung in self.rungs.values()}
-    arrays = {f'{name}.{key}': np.ascontiguousarray(a) for name, rung in rungs.items() for key, a in rung.arrays.items()} | {'margin': self.margin}
-    about = dict(proxy_version=PROXY_VERSION, log_version=LOG_VERSION, features=FEATURES, encoded=ENCODED, horizons=HORIZONS, level=self.level, parts={part: rung.name for part, rung in self.rungs.items()}, facts=self.facts)
+    prefixes = _prefixes(self.rungs)
+    arrays = {f'{prefixes[part]}.{key}': np.ascontiguousarray(a) for part, rung in self.rungs.items() for key, a in rung.arrays.items()} | {'margin': self.margin}
+    about = dict(proxy_version=PROXY_VERSION, log_version=LOG_VERSION, features=FEATURES, encoded=ENCODED, horizons=HORIZONS, level=self.level, parts={part: rung.name for part, rung in self.rungs.items()}, prefixes=prefixes, facts=self.facts)
     Path(path).write_bytes(write_arrays(arrays, {'sdalab.proxy': json.dumps(about)}))
     return Path(path)
 
@@ -477,8 +490,9 @@ def load_proxy(source: str = 'proxy.safetensors', # a data file of the lab, or a
         if about.get(field) != ours and (field != 'proxy_version' or about.get(field) not in OLDER): raise refuse(_other(field, about.get(field), ours))
     for part in dict.fromkeys([*PARTS, *about['parts']]):
         if (name := about['parts'].get(part)) not in RUNGS: raise refuse(f"its {part} is of kind {name!r}; {nearest(name, RUNGS)}")
-    made = {name: RUNGS[name]({key.split('.', 1)[1]: a for key, a in arrays.items() if key.startswith(name + '.')}) for name in set(about['parts'].values())}
-    return Proxy({part: made[name] for part, name in about['parts'].items()}, arrays['margin'], about['level'], about['facts'])
+    prefixes = about.get('prefixes', about['parts']) # version 1: the rung's name
+    made = {prefix: RUNGS[about['parts'][part]]({key.split('.', 1)[1]: a for key, a in arrays.items() if key.startswith(prefix + '.')}) for part, prefix in prefixes.items()}
+    return Proxy({part: made[prefix] for part, prefix in prefixes.items()}, arrays['margin'], about['level'], about['facts'])
 
 def _other(field, theirs, ours) -> str:
     if not isinstance(ours, list) or not isinstance(theirs, list): return f"has {field} {theirs}, this sdalab reads {ours}; fit it again (experiments/84_fit_proxy)"
