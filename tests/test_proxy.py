@@ -2,10 +2,12 @@
 import json, math, random, subprocess, sys, textwrap
 import numpy as np
 import pytest
-from sdalab.checked import BadInput
+from safetensors import safe_open
+from safetensors.numpy import save as write_arrays
+from sdalab.checked import BadInput, data_file
 from sdalab.decisions.model import Decision
 from sdalab.futures.calibration import conformal_quantile, distance_scores, outside_scores
-from sdalab.futures.proxy import load_proxy
+from sdalab.futures.proxy import PARTS, load_proxy
 from sdalab.futures.tuples import FEATURES, HORIZONS, TupleLog, as_columns
 
 class Fixed:
@@ -75,9 +77,14 @@ def test_a_kill_leaves_whole_tuples(tmp_path):
 
 def test_the_shipped_proxy_predicts_and_strangers_are_refused(tmp_path):
     said = load_proxy().predict(dict.fromkeys(FEATURES, math.nan), [Decision(), Decision(learning_rate_scale=0.8)])
-    median, low, high, risk = (part[:, :3] for part in said[1:5])
-    assert not median[0].any() and (low[1] <= median[1]).all() and (median[1] <= high[1]).all() and ((risk >= 0) & (risk <= 1)).all()
-    assert load_proxy().fitted == HORIZONS[:3] and all(np.isnan(part[:, 3]).all() for part in said[1:5]), 'of 2,000 steps ahead it says nothing'
+    median, low, high, risk = said[1:5]
+    assert load_proxy().fitted == HORIZONS and not median[0].any() and (low[1] <= median[1]).all() and (median[1] <= high[1]).all() and ((risk >= 0) & (risk <= 1)).all()
+    assert load_proxy().rungs['difference_2000'].name == 'constants' and high[1, 3] - low[1, 3] > 3, 'of 2,000 steps ahead it knows that it knows next to nothing'
+    with safe_open(data_file('proxy.safetensors'), 'numpy') as file: about, arrays = json.loads(file.metadata()['sdalab.proxy']), {name: file.get_tensor(name) for name in file.keys()}
+    near = {name: array for name, array in arrays.items() if not name.startswith('far_')}
+    said_then = {key: value for key, value in about.items() if key != 'prefixes'} | dict(proxy_version=1, parts={part: about['parts'][part] for part in PARTS})
+    (older := tmp_path/'older.safetensors').write_bytes(write_arrays(near, {'sdalab.proxy': json.dumps(said_then)}))
+    assert set(load_proxy(str(older)).rungs) == set(PARTS) < set(load_proxy().rungs), 'a file of an older version has no rung of its own for 2,000 steps'
     stranger = tmp_path/'pickle.safetensors'
     stranger.write_bytes(b'\x80\x04cos\nsystem\n.')
     with pytest.raises(BadInput, match='not a file of a proxy'): load_proxy(str(stranger))

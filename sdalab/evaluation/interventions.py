@@ -107,7 +107,7 @@ def predictions(run: Run, over: int = LATEST, # last steps before a horizon that
                 ends = {name: missing if said[name][at] is None else said[name][at] for name, missing in (('low', -np.inf), ('high', np.inf), ('median', np.nan), ('risk', np.nan))}
                 rows.append(dict(run=run.name, trigger=record['step'], candidate=i, horizon=h, predicted=ends['median'], low=ends['low'], high=ends['high'],
                                  outcome=realised(tried['losses'], no_op, h, over), risk=ends['risk']))
-    return pd.DataFrame(rows, columns=[*PREDICTED, 'risk'])
+    return pd.DataFrame(rows, columns=[*PREDICTED, 'risk']).astype(dict.fromkeys(('predicted', 'low', 'high', 'outcome', 'risk'), float)) # so that none and some can be joined
 
 # %% ../../nbs/evaluation/64_interventions.ipynb #41237f24
 def selection(table: pd.DataFrame, # with the columns PREDICTED

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np, pandas as pd
 from scipy.special import betaincinv # scipy.stats takes a second to import
 from ..checked import BadInput
-from .proxy import PARTS, QUANTILES, RUNGS, Inputs, Proxy, Targets, chosen, inputs_of, split_runs, targets_of
+from .proxy import FAR, QUANTILES, Inputs, Proxy, Targets, chosen, fit_rungs, inputs_of, quantiles_of, risk_of, split_runs, targets_of
 from .tuples import HORIZONS
 
 # %% ../../nbs/futures/54_calibration.ipynb #f201d27b
@@ -124,9 +124,8 @@ def predict_unseen(table: pd.DataFrame, # of tuples
     x, y, fold = inputs_of(table), targets_of(table), split_runs(table['run'].to_numpy(), folds, seed)
     quantiles, risk = np.zeros((len(table), len(HORIZONS), 3)), np.zeros((len(table), len(HORIZONS)))
     for k in range(folds):
-        fitted = {name: RUNGS[name].fit(chosen(x, fold != k), chosen(y, fold != k), seed) for name in {names['difference'], names['risk']}}
-        test = chosen(x, fold == k)
-        quantiles[fold == k], risk[fold == k] = fitted[names['difference']].quantiles(test), fitted[names['risk']].risk(test)
+        fitted, test = fit_rungs(chosen(x, fold != k), chosen(y, fold != k), names, seed), chosen(x, fold == k)
+        quantiles[fold == k], risk[fold == k] = quantiles_of(fitted, test), risk_of(fitted, test)
     return Unseen(quantiles, risk)
 
 def calibrated(table: pd.DataFrame, # of tuples
@@ -139,13 +138,15 @@ def calibrated(table: pd.DataFrame, # of tuples
 
 # %% ../../nbs/futures/54_calibration.ipynb #1634ca78
 def audit(table: pd.DataFrame, # of tuples
-          rung: str, folds: int = 5, seed: int = 0, level: float = QUANTILES[-1] - QUANTILES[0], pick: int = 1) -> pd.DataFrame: # one row a horizon and kind of interval
+          names: dict[str, str], # part -> rung
+          folds: int = 5, seed: int = 0, level: float = QUANTILES[-1] - QUANTILES[0], pick: int = 1) -> pd.DataFrame: # one row a horizon and kind of interval
     "Coverage on runs that were neither fitted nor calibrated on: as the model says, calibrated on all candidates, and on picked ones; each for all and for picked candidates."
     x, y, fold, held = inputs_of(table), targets_of(table), split_runs(table['run'].to_numpy(), folds, seed), []
+    said = {part: name for part, name in names.items() if part in ('difference', FAR['difference'])}
     for k in range(folds):
         test, calibrate = fold == k, fold == (k + 1) % folds
-        model = RUNGS[rung].fit(chosen(x, ~test & ~calibrate), chosen(y, ~test & ~calibrate), seed)
-        found, known = (score_cases(model.quantiles(chosen(x, part)), chosen(x, part), chosen(y, part), table[part], pick) for part in (test, calibrate))
+        model = fit_rungs(chosen(x, ~test & ~calibrate), chosen(y, ~test & ~calibrate), said, seed)
+        found, known = (score_cases(quantiles_of(model, chosen(x, part)), chosen(x, part), chosen(y, part), table[part], pick) for part in (test, calibrate))
         for name, margin in (('as it says', np.zeros(len(HORIZONS))), ('calibrated on all', margins(known, level, False)), ('calibrated on picked', margins(known, level))):
             inside = np.where(np.isnan(found.outside), np.nan, found.outside <= margin)
             held += [pd.DataFrame(dict(interval=name, horizon=h, held=inside[:, i], picked=found.picked, run=found.run, finite=math.isfinite(margin[i]))) for i, h in enumerate(HORIZONS)]

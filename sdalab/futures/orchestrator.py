@@ -26,7 +26,7 @@ from ..decisions.model import Decision
 from ..evaluation.batch_means import realised
 from .calibration import Adaptive, outside_scores
 from .proposals import Bayesian, Proposer, build_proposer
-from .proxy import Prediction, load_proxy, to_scale
+from .proxy import Prediction, load_proxy, quantiles_of, to_scale
 from .rollouts import Candidate, Group, Rollout, SETTLE, paired, quantile, race, rehearsal_seed, rehearsed
 from .tuples import HORIZONS, SIGNALS, features_of, window_of
 from ..journal.reader import Run
@@ -116,10 +116,11 @@ def judge(rollouts: list[Rollout], # the first is staying
     "Every candidate beside staying, with a verdict."
     judged = [Judged(r, risk) for r, risk in zip(rollouts, risks)]
     finished = [j for j in judged if j.rollout.settled is not None]
-    moved = fluctuations([j.rollout for j in finished], stages[-2] if len(stages) > 1 else 0)
+    since = stages[-2] if len(stages) > 1 else 0
+    moved = fluctuations([j.rollout for j in finished], since)
     stay, t = finished[0], quantile(confidence)
     for j, own in list(zip(finished, moved))[1:]:
-        free = min(1.0, j.rollout.candidate.decision.learning_rate_scale)
+        free = min(1.0, j.rollout.candidate.rate(since, stages[-1]))
         j.gain, j.gain_error = paired(stay.rollout.settled, j.rollout.settled)
         j.calm, j.calm_error = paired(moved[0] * free, own)
         better, calmer = j.gain > t * j.gain_error, j.calm > t * j.calm_error and j.gain >= -t * j.gain_error
@@ -251,14 +252,20 @@ def _count(self: Futures, trainer, due: bool): # whether what happens at this ve
         fork, limit = before['fork'], before['step']
 
 @patch
-def cost(self: Futures) -> int: "Tokens that a decision costs at most."; return (self.config.verified + 2) * (self.config.rollout[-1] + SETTLE) * self.tokens_a_step
+def _grid(self: Futures) -> int: "Steps between the states that are a root by rule."; return self.kept.config.memory_every if self.kept.config.memory_keep else self.kept.config.every
+
+@patch
+def cost(self: Futures, step: int) -> int: # where it is taken
+    "Tokens that a decision costs at most: rollouts, and the way back to the root that the rule names."
+    back = min(step, self.config.back + self._grid() - 1)
+    return ((self.config.verified + 2) * (self.config.rollout[-1] + SETTLE) + back) * self.tokens_a_step
 
 @patch
 def _allowed(self: Futures, trainer, journal) -> bool:
     step, dead = trainer.state.step, not trainer.alive[0]
     if step < self.rested and not dead: return False
-    if self.spent + self.cost() > self.config.budget * trainer.config.steps * self.tokens_a_step:
-        if not self.ignored: journal.event('trigger_ignored', step, trainer.nodes[0], reason=f'futures.budget = {self.config.budget:g} of the planned tokens: {self.spent:,} are spent, and a decision takes up to {self.cost():,}')
+    if self.spent + self.cost(step) > self.config.budget * trainer.config.steps * self.tokens_a_step:
+        if not self.ignored: journal.event('trigger_ignored', step, trainer.nodes[0], reason=f'futures.budget = {self.config.budget:g} of the planned tokens: {self.spent:,} are spent, and a decision takes up to {self.cost(step):,}')
         self.ignored += 1
         return False
     return True
@@ -286,7 +293,7 @@ def _root(self: Futures, trainer, journal, at: int | None = None, # step of a ro
          ) -> Root:
     "Raises `BadInput` where there is no state to go back to."
     step, kept, nodes = trainer.state.step, self.kept, Run(self.run_dir).nodes()
-    born, grid = int(nodes[nodes.fork == trainer.fork].first_step.min()), kept.config.memory_every if kept.config.memory_keep else kept.config.every
+    born, grid = int(nodes[nodes.fork == trainer.fork].first_step.min()), self._grid()
     latest = max(step - self.config.back, born) if at is None else at
     snapshot, pin, wanted = kept.before(latest), f'decision {step}: its root', max(born, latest // grid * grid)
     if snapshot and at in (None, snapshot.step): state, tensors, path = snapshot.state, snapshot.tensors, kept.keep(snapshot, journal, [pin])
@@ -397,7 +404,7 @@ def _margin(self: Futures) -> np.ndarray: # [H], on the proxy's scale
 def _outside(self: Futures, features, rollouts: list[Rollout]) -> list[dict]: # horizon -> how far the outcome fell outside the proxy's own quantiles, on its scale
     "Of every proposal that was verified; nothing for the others."
     if not self.levels: return [{} for _ in rollouts]
-    q = self.proxy.rungs['difference'].quantiles(self.proxy.inputs(features, [r.candidate.decision for r in rollouts]))
+    q = quantiles_of(self.proxy.rungs, self.proxy.inputs(features, [r.candidate.decision for r in rollouts]))
     no_op = next(r.losses for r in rollouts if r.candidate.kind == 'rewind_and_skip')
     score = lambda i, r, h: outside_scores(to_scale(realised(r.losses, no_op, h)), q[i, HORIZONS.index(h), 0], q[i, HORIZONS.index(h), 2])
     return [{h: score(i, r, h) for h in self.levels} if r.candidate.kind == 'proposal' else {} for i, r in enumerate(rollouts)]
