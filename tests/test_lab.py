@@ -144,6 +144,14 @@ def test_a_form_takes_valid_decisions_only(address, browser):
     open_panel(browser)
     assert browser.get_by_role("button", name="Accept into the main line").is_disabled()
     browser.get_by_role("button", name="further fields").click()
+    unset = browser.get_by_label("clip norm", exact=True)
+    assert unset.input_value() == "" and browser.get_by_label("learning rate scale", exact=True).input_value() == "1"
+    fill(browser, "clip norm", "0.00002")
+    assert unset.input_value() == "0.00002"
+    press(browser, "Add this future")
+    browser.get_by_text("clip_norm=2e-05").wait_for()
+    fill(browser, "learning rate scale", "")  # emptied: as it is
+    assert unset.input_value() == ""
     fill(browser, "reset warmup", 20)
     press(browser, "Add this future")
     browser.get_by_text("belongs to a reset").wait_for()
@@ -341,13 +349,18 @@ def test_what_a_viewer_without_a_password_asks_is_not_done(serve, runs, browser,
 def test_with_a_password_commands_are_taken(serve, runs, browser, train):
     run = train(runs / "guarded", rate=20, steps=100_000)[1]
     address = serve(runs, "0.0.0.0", "--basic-auth", "a secret", "--cookie-secret", "another secret", "--basic-login-template", "dashboards/login.html")
+    kept = lambda: browser.evaluate("document.cookie.match(/next_url=([^;]*)/)[1]")
+    for elsewhere in ("///elsewhere.example/", "/.///elsewhere.example/"):  # the first passes Panel's own check
+        browser.goto(address.removesuffix("live") + "login?next=" + quote(elsewhere))
+        assert kept() == "/"
+    browser.goto(address + "?run=guarded&smoothing=0.5&filter=%5Eloss%3B%7C%22%25")
     for password in ("a guess", "a secret"):
-        browser.goto(address + "?run=guarded")
         browser.get_by_label("Name").fill("somebody")
         browser.get_by_label("Password").fill(password)
         press(browser, "Log in")
         if password == "a guess": browser.get_by_text("Invalid username or password!").wait_for()
     shows(browser, "status", "running")
+    in_link(browser, "/live?run=guarded&", "smoothing=0.5", 'filter=^loss;|"%')  # the link that was opened first
     press(browser, "Pause")
     wait_until(lambda: run.status() == "paused", "the run obeys")
     press(browser, "Resume")
