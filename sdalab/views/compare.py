@@ -158,7 +158,7 @@ def overlay(lines, metric="loss", axis="step", weight=0.9, log=False, looks=None
         (at, smooth, values), (colour, dash) = curve_of(line, metric, axis, weight), look_of(i) if looks is None else looks[line.name]
         kept = thin(values, values, POINTS)
         source = ColumnDataSource(dict(at=at[kept], value=values[kept], smooth=smooth[kept], name=[line.name] * len(kept)))
-        if metric != "validation_loss": fig.line("at", "value", source=source, color=colour, alpha=0.2)
+        if metric != "validation_loss": fig.line("at", "value", source=source, color=colour, alpha=0.2, legend_label=line.name)
         drawn = fig.line("at", "smooth", source=source, color=colour, line_dash=dash, width=2, legend_label=line.name)
         fig.add_tools(HoverTool(renderers=[drawn], tooltips=[("run", "@name"), (words, "@smooth{0.0000}"), (AXIS_WORDS[axis], "@at{0,0.[00]}")], visible=False))
     finish(fig, len(lines))
@@ -235,7 +235,9 @@ class CompareView(pn.viewable.Viewer):
     log_y = param.Boolean(False, doc="logarithmic vertical axis")
     everything = param.Boolean(False, doc="all settings, also those that are the same for all")
     result = param.Selector(default="lowest validation loss", objects=list(RESULTS), doc="what scatter and parallel coordinates end in")
-    LINKED = "runs", "metric", "axis", "by", "smoothing", "log_y", "everything", "result"
+    hidden = param.List(default=[], item_type=str, doc="lines that a click on their name took away")
+    sort = param.List(default=[], item_type=list, doc="columns that the table is sorted by, each with asc or desc")
+    LINKED = "runs", "metric", "axis", "by", "smoothing", "log_y", "everything", "result", "hidden", "sort"
 
     def __init__(self, runs=(), moments_of=None, names_of=None, **params):
         found = [] if moments_of else [run if isinstance(run, Run) else Run(run) for run in runs]
@@ -265,6 +267,7 @@ def _make_layout(self: CompareView):
     text, column = dict(stylesheets=[STYLE], sizing_mode="stretch_width", margin=(4, 12)), dict(stylesheets=[TALL], sizing_mode="stretch_width")
     self.message, self.drawing = Words("", **text), pn.Column(margin=0, **column)
     self.table = pn.widgets.Tabulator(pd.DataFrame(), disabled=True, show_index=False, sizing_mode="stretch_width", layout="fit_data_fill", pagination="local", page_size=20, margin=(6, 12), theme="simple", header_filters=True, visible=False)
+    self.table.param.watch(lambda event: self.param.update(sort=[[one["field"], one["dir"]] for one in event.new]), "sorters")
     w = self.widgets
     self.view = pn.Column(pn.FlexBox(self.pick, w["metric"], w["axis"], self.group, w["smoothing"], w["log_y"], align_items="center"), self.message, self.drawing, pn.FlexBox(w["result"], w["everything"], align_items="center"), self.table, margin=0, **column)
 
@@ -302,11 +305,25 @@ def _draw(self: CompareView):
     table = table_of(self.lines, self.everything)
     self._offer(table)
     if not table.round(4).equals(self.table.value): self.table.value = table.round(4)
+    if self.sort and not self.table.sorters: self.table.sorters = [dict(field=one[0], dir=one[1]) for one in self.sort if len(one) == 2 and one[0] in list(table) and one[1] in ("asc", "desc")]
     look = dict(metric=self.metric, axis=self.axis, weight=self.smoothing, log=self.log_y)
     figures = [grouped_overlay(self.lines, self.by, **look) if self.by else overlay(self.lines, looks=self.looks, **look)]
+    self._keep_hidden(figures[0])
     numbers = differing_numbers(table)
     if numbers and self.result in table and np.isfinite(table[self.result].astype(float)).sum() > 1: figures.append(Column(scatter(table, self.by if self.by in numbers else numbers[0], self.result, self.looks), parallel(table, numbers[:6], self.result), sizing_mode="stretch_width", stylesheets=[InlineStyleSheet(css=GRID)]))
     self.drawing[:] = [pn.pane.Bokeh(fig, sizing_mode="stretch_width") for fig in figures]
+
+@patch
+def _keep_hidden(self: CompareView, fig):
+    "A line that was taken away stays away when the figure is drawn again."
+    for item in fig.legend[0].items if fig.legend else ():
+        for renderer in item.renderers:
+            renderer.visible = item.label.value not in self.hidden
+            renderer.on_change("visible", lambda attr, old, new, name=item.label.value: self._take_away(name, not new))
+
+@patch
+def _take_away(self: CompareView, name, away):
+    if away != (name in self.hidden): self.hidden = [*self.hidden, name] if away else [one for one in self.hidden if one != name]
 
 @patch
 def _offer(self: CompareView, table):

@@ -6,9 +6,9 @@ Docs: https://sdalab.github.io/sdalab/views/following.html.md"""
 
 # %% auto #0
 __all__ = ['LIVE', 'GROUPS', 'REGIMES', 'PROBABILITIES', 'SENSES', 'SIGNALS', 'PLOTTED', 'STORED', 'UNREADABLE', 'HASTE', 'log',
-           'SHORT', 'Column', 'Series', 'Mark', 'Moment', 'clean', 'explain', 'sample_run', 'fork_and_lane',
-           'settings_of', 'rows_of', 'common_rate', 'Tail', 'Entry', 'find_runs', 'Watch', 'debiased', 'thin',
-           'short_number', 'short_setting', 'differing', 'lane_labels', 'last_finite', 'lowest_at']
+           'SHORT', 'Column', 'Series', 'Mark', 'Moment', 'with_columns', 'clean', 'explain', 'sample_run',
+           'fork_and_lane', 'settings_of', 'rows_of', 'common_rate', 'Tail', 'Entry', 'find_runs', 'Watch', 'debiased',
+           'thin', 'short_number', 'short_setting', 'differing', 'lane_labels', 'last_finite', 'lowest_at']
 
 # %% ../../nbs/views/86a_following.ipynb #following02
 import json
@@ -131,6 +131,16 @@ class Moment:
         "Training tokens of one step of one lane; 1 where the configuration does not say."
         model = self.config.get("model" if self.config.get("engine", "stacked") == "stacked" else "module") or {}
         return (self.config.get("rows") or 1) * (self.config.get("window") or model.get("context") or 1)
+
+# %% ../../nbs/views/86a_following.ipynb #f0a94c11
+def with_columns(moment, later):
+    "A moment, with the further columns that have been read since; as it was, where a run has gone back in between."
+    known, made = {one.key: one for one in later.series}, []
+    for one in moment.series:
+        n, other = len(one.step), known.get(one.key)
+        same = other is not None and set(other.more) - set(one.more) and np.array_equal(other.time[:n], one.time)
+        made.append(replace(one, more={name: values[:n] for name, values in other.more.items()}) if same else one)
+    return replace(moment, series=tuple(made)) if any(a is not b for a, b in zip(made, moment.series)) else moment
 
 # %% ../../nbs/views/86a_following.ipynb #bd8da297
 def clean(text):

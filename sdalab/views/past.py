@@ -165,6 +165,7 @@ class ReplayView(pn.viewable.Viewer):
         run = Run(run) if run is not None and not isinstance(run, Run) else run
         self.run_of, self.asking, self.key_of, self.past, self.loaded, self.playing, self._timer, self.worker = run_of or (lambda: run), asking, key_of, None, (None, 0.0), False, None, None
         self.picture, self.now = TreePicture(), RunView(source=lambda names: None)
+        self.parts = (self.now,)
         self._make_layout()
         self.param.watch(lambda event: self._show_at(), "at")
         self.now.param.watch(lambda *events: self._show_at(), ["group", "filter", "pinned"])

@@ -230,9 +230,10 @@ class Mixture:
 class SenseCharts:
     "The index and the regimes below the other charts, with their steps, their lanes and their pointer."
 
-    def __init__(self, charts, moment):
-        self.charts, self.shown, self.filled, self.moment = charts, moment.sensed, None, moment
-        self.feeds, self.mixture, self.chosen = [SenseFeed() for _ in charts.keys], Mixture(), 0 if len(charts.keys) == 1 else None
+    def __init__(self, charts, moment, shown=None, key=None):  # shown: of "index" and "regimes"; key: of the lane whose regimes are shown whole
+        self.charts, self.shown, self.filled, self.moment = charts, moment.sensed if shown is None else shown, None, moment
+        self.feeds, self.mixture, self.heard = [SenseFeed() for _ in charts.keys], Mixture(), []  # heard: called when another lane is chosen
+        self.chosen = charts.keys.index(key) if key in charts.keys else 0 if len(charts.keys) == 1 else None
         self.floor = ColumnDataSource(dict(step=[], y=[]))
         self._names, self._loss = charts.labels, charts.top.children[0]
         self._made = {}
@@ -247,7 +248,7 @@ def _head(self: SenseCharts):
     text = f'<div class="regimes">{spans}<span class="step">&nbsp;</span></div>'
     self.legend = Div(text=text, tags=[text], sizing_mode="stretch_width", stylesheets=[InlineStyleSheet(css=LEGEND_STYLE)])
     if len(self._names) == 1: return self.legend
-    self.select = Select(title="Regimes of", value="", options=[("", EVERY), *((str(i), cut(name, 40)) for i, name in enumerate(self._names))],
+    self.select = Select(title="Regimes of", value="" if self.chosen is None else str(self.chosen), options=[("", EVERY), *((str(i), cut(name, 40)) for i, name in enumerate(self._names))],
                          stylesheets=[InlineStyleSheet(css=SELECT_STYLE)])
     self.select.on_change("value", lambda attr, old, new: self.choose(int(new) if new else None))
     return Row(self.select, self.legend, sizing_mode="stretch_width", stylesheets=[InlineStyleSheet(css=":host { flex-wrap: wrap; }")])
@@ -259,6 +260,7 @@ def choose(self: SenseCharts, lane):
     self.chosen, self.mixture.sent = lane, 0
     self.feed(self.moment)
     self._arrange()
+    for call in self.heard: call()
 
 @patch
 def _arrange(self: SenseCharts):
