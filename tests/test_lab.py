@@ -85,6 +85,12 @@ def test_the_tree_tells_why_and_compares(address, runs, browser):
     browser.mouse.click(*spot(browser, "Time goes", 24, 3))  # the tree stands over the charts too: a node leads to what is known of it
     browser.get_by_text("Node 3", exact=True).wait_for()
     in_link(browser, "view=tree", "node=3")
+    browser.goto(f"{address}?run=sample")  # what the run went back over is drawn too
+    browser.get_by_text("Pale and dotted: steps that the run went back over.").wait_for()
+    left = sources(browser, "validated_at")[0]
+    assert left["at"] == [list(range(20, 40))] and left["validated_at"] == [[29, 39]]
+    browser.mouse.move(*spot(browser, "Training loss", 35, left["loss"][0][15]))
+    browser.get_by_text("steps 20 to 39, which the run went back over").first.wait_for()
     browser.goto(f"{address}?run=sample&view=tree")
     until(browser, "models.some((m) => m.data?.outcome === undefined && m.data?.decision?.length === 5)")
     drawn = next(data for data in sources(browser, "decision") if len(data["node"]) == 5)
@@ -191,6 +197,11 @@ def test_runs_are_compared(address, browser):
     assert "steps" in heads and "lowest validation loss" in heads and "rows" not in heads  # what is the same for all is left out
     browser.locator(".tabulator-col-title", has_text="steps taken").click()
     wait_until(lambda: "90" in rows.last.inner_text(), "the longest run comes last")
+    browser.evaluate(f"() => {{ for (const one of {MODELS}.find((m) => m.type === 'Legend').items[1].renderers) one.visible = false }}")  # as a click on its name does
+    in_link(browser, 'hidden=["', 'sort=[["steps+taken",+"asc"]]')
+    browser.reload()
+    until(browser, "models.filter((m) => m.type === 'GlyphRenderer' && !m.visible).length === 2")
+    wait_until(lambda: "90" in rows.last.inner_text(), "the order is in the link")
     choose(browser, "grouped by", "optimizer.learning_rate")
     until(browser, "models.some((m) => m.type === 'Figure' && m.title.text.includes('mean and 95 % interval'))")
     in_link(browser, "by=optimizer.learning_rate")
@@ -209,9 +220,33 @@ def test_links_hold_every_control(address, browser):
     until(browser, "models.some((m) => m.type === 'Figure' && m.title.text === 'Training loss, nats per token (log)')")
     until(browser, "models.some((m) => m.type === 'Figure' && m.title.text.startsWith('gradient norm, nats/token: last'))")
     assert browser.get_by_role("switch", name=re.compile("Ignore outliers")).is_checked()
+    browser.goto(f"{address}?run=wide&view=replay&at=0.5&log_y=true&smoothing=0.5")  # those of the charts in a replay too
+    until(browser, "models.some((m) => m.type === 'Figure' && m.title.text === 'Training loss, nats per token (log)')")
+    browser.get_by_role("switch", name=re.compile("Ignore outliers")).click()
+    in_link(browser, "view=replay", "at=0.5", "log_y=true", "smoothing=0.5", "calm=true")
     browser.goto(f"{address}?run=wide&axis=%2Fetc%2Fpasswd&smoothing=9&zoom=%5B5,20%5D")
     browser.get_by_text("as zoomed").wait_for()
     assert all(data["step"][-1] < 22 for data in sources(browser, "smooth") if "loss" in data)
+
+
+def test_one_figure_goes_into_other_pages_and_the_buttons_do_not(address, runs, browser, tmp_path):
+    browser.goto(f"{address}?run=sample&smoothing=0.5")
+    press(browser, "Embed")
+    choose(browser, "Figure", "validation loss")
+    browser.get_by_text("figure=validation_loss").wait_for()
+    lines = browser.locator("pre.code").inner_text()
+    assert "run=sample" in lines and "smoothing=0.5" in lines and str(runs) not in lines
+    (tmp_path / "page.html").write_text(lines + f'<iframe src="{address}?run=sample"></iframe><iframe src="{address}?run=sample&figure=%3Cimg%20src%3Dx%3E"></iframe>')
+    browser.goto((tmp_path / "page.html").as_uri())  # a page of another origin
+    frame, page, wrong = (browser.frame_locator(f"iframe >> nth={i}") for i in range(3))
+    frame.get_by_text("sample · finished · step 60 of 60").wait_for()
+    assert frame.locator(".bk-Figure:visible").count() == 1 and frame.get_by_role("button", name="lane 0").count() == frame.get_by_role("button").count() == 1
+    page.get_by_text("A page of another site may show single figures only.").wait_for()
+    assert page.get_by_role("button").count() == 0 and page.get_by_role("link").get_attribute("href") == f"{address}?run=sample"
+    wrong.get_by_text("There is no figure named <img src=x>.").wait_for()
+    browser.goto(f"{address}?run=sample&figure=tree")
+    browser.evaluate("(src) => document.body.append(Object.assign(document.createElement('iframe'), {src, id: 'own'}))", f"{address}?run=sample")
+    browser.frame_locator("#own").get_by_role("button", name="Hold view").wait_for()  # a page of this server may
 
 
 def test_what_is_seen_can_be_kept(address, runs, browser, tmp_path):

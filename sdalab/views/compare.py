@@ -237,7 +237,7 @@ class CompareView(pn.viewable.Viewer):
     result = param.Selector(default="lowest validation loss", objects=list(RESULTS), doc="what scatter and parallel coordinates end in")
     hidden = param.List(default=[], item_type=str, doc="lines that a click on their name took away")
     sort = param.List(default=[], item_type=list, doc="columns that the table is sorted by, each with asc or desc")
-    LINKED = "runs", "metric", "axis", "by", "smoothing", "log_y", "everything", "result", "hidden", "sort"
+    LINKED = "hidden", "sort", "runs", "metric", "axis", "by", "smoothing", "log_y", "everything", "result"  # what a link says is set in this order
 
     def __init__(self, runs=(), moments_of=None, names_of=None, **params):
         found = [] if moments_of else [run if isinstance(run, Run) else Run(run) for run in runs]

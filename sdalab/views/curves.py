@@ -6,9 +6,9 @@ Docs: https://sdalab.github.io/sdalab/views/curves.html.md"""
 
 # %% auto #0
 __all__ = ['COLOURS', 'DASHES', 'LANES', 'GREY', 'SCREEN', 'DOT', 'DOTS', 'BURST', 'ROWS', 'CALM', 'READ', 'UNREAD', 'NAME',
-           'HIDE', 'HINT', 'LEFT', 'TITLES', 'TALL', 'GRID', 'LEGEND_STYLE', 'HEAD_STYLE', 'CSS_DASHES', 'AXES',
-           'AXIS_WORDS', 'MARKS', 'HEIGHTS', 'MOST_MARKS', 'Look', 'ruler', 'look_of', 'finite', 'short', 'places',
-           'wired', 'span_of', 'ceiling', 'LaneFeed', 'Charts']
+           'HIDE', 'HINT', 'ALONE', 'LEFT', 'TITLES', 'TALL', 'GRID', 'LEGEND_STYLE', 'HEAD_STYLE', 'CSS_DASHES',
+           'AXES', 'AXIS_WORDS', 'MARKS', 'HEIGHTS', 'MOST_MARKS', 'Look', 'ruler', 'look_of', 'finite', 'short',
+           'places', 'wired', 'span_of', 'ceiling', 'LaneFeed', 'Charts']
 
 # %% ../../nbs/views/86b_curves.ipynb #curves02
 import math
@@ -60,7 +60,8 @@ caption.setv({text: caption.tags[0]}, {sync: false})
 """
 NAME = "if (!cb_obj.read) cb_obj.setv({labels: cb_obj.tags[1]}, {sync: false})"  # not while the pointer reads values there
 HIDE = "for (const [i, lane] of renderers.entries()) for (const renderer of lane) renderer.visible = cb_obj.active.includes(i)"
-HINT = "Point at a chart to read every lane; click a lane to hide it; drag across a chart to zoom all of them, and the numbers in the table with them."
+HINT = "Point at a chart to read every lane; click a lane to hide it; drag across a chart to zoom all of them, and the numbers in the table with them. Best: the lowest validation loss, and its step."
+ALONE = "Point at the chart to read every lane; click a lane to hide it; drag across the chart to zoom. Best: the lowest validation loss, and its step."
 LEFT = " Pale and dotted: steps that the run went back over."
 TITLES = dict(smooth="Training loss, nats per token", validation_loss="Validation loss, nats per token",
               gradient_norm="Gradient norm before clipping", learning_rate="Learning rate")
@@ -229,14 +230,14 @@ MOST_MARKS = 400  # of one kind on the screen, the latest
 class Charts:
     "Figures, legend and caption for the lanes of one run."
 
-    def __init__(self, moment, look=Look(), forks=False, legend_room=None, hidden=()):  # hidden: keys of lanes that are not shown
+    def __init__(self, moment, look=Look(), forks=False, legend_room=None, hidden=(), hint=HINT):  # hidden: keys of lanes that are not shown
         self.look, self.forks = look, forks
         drawn = self.chosen(moment)
         self.keys, self.labels = [one.key for one in drawn], lane_labels(drawn)
         self.looks, self.feeds = [look_of(i) for i in range(len(self.keys))], [LaneFeed() for _ in self.keys]
         self.window, self.filled = None, None  # places on the screen, None: all; what the last refill was for
         self.heard = []  # called when the window is another, or other lanes are shown
-        self.hidden = frozenset(hidden)
+        self.hidden, self.hint = frozenset(hidden), hint
         self._bests, self.best = {}, ColumnDataSource(dict(step=[], validation_loss=[], colour=[], words=[]))
         self.left, self._left_sent = ColumnDataSource({name: [] for name in ("at", "loss", "gradient_norm", "validated_at", "validation_loss", "colour", "words")}), None
         self.marks = ColumnDataSource(dict(step=[], loss=[], capped=[], colour=[]))
@@ -245,7 +246,7 @@ class Charts:
         self._facts = moment.config.get("facts", {}).get("corpus", {})
         self.steps = DataRange1d(only_visible=True, range_padding=0.02)
         self._cross = Span(dimension="height", line_color=GREY, line_dash="dotted", line_width=1)
-        self.caption = Div(text=HINT, tags=[HINT], stylesheets=[InlineStyleSheet(css=":host { font-size: 12px; opacity: 0.75; margin: 2px 12px; }")])
+        self.caption = Div(text=hint, tags=[hint], stylesheets=[InlineStyleSheet(css=":host { font-size: 12px; opacity: 0.75; margin: 2px 12px; }")])
         self.legend = self._make_legend(legend_room or 164)
         self._top_rate = max((float(np.nanmax(one.learning_rate)) for one in drawn if np.isfinite(one.learning_rate).any()), default=0.0)
         self._rates = "log" if any("learning_rate" in name for name in differing(drawn)) else "linear"
@@ -515,7 +516,8 @@ def _mark_left(self: Charts, moment, weight, place):
     pieces = [(i, piece) for i, series in enumerate(self.mine(moment)) if series.key not in self.hidden for piece in series.left if piece.key not in forks and len(piece.step)]
     state = moment.generation, weight, self.window, [(i, piece.key, len(piece.step)) for i, piece in pieces]
     if state == self._left_sent: return
-    if bool(pieces) != (self.caption.tags != [HINT]): self.caption.update(text=HINT + LEFT * bool(pieces), tags=[HINT + LEFT * bool(pieces)])
+    hint = self.hint + LEFT * bool(pieces)
+    if [hint] != self.caption.tags: self.caption.update(text=hint, tags=[hint])
     rows = [self._left_row(i, piece, self.mine(moment)[i], weight, place, max(16, SCREEN // len(pieces))) for i, piece in pieces]
     if rows or len(self.left.data["at"]): self.left.data = {name: [row[name] for row in rows] for name in self.left.data}
     self._left_sent = state
