@@ -334,7 +334,7 @@ def test_a_faulty_journal_is_told_of_and_read_when_it_is_good_again(address, run
             told.wait_for()
             assert told.inner_text().count(". ") == 1 and told.inner_text().endswith("This page tries again by itself.")
             assert browser.get_by_role("button", name="Report").is_disabled() and browser.locator(".bk-Figure").count() >= 6  # what was known stays
-            shows(other, "this machine", "busy")
+            shows(other, "CPU, memory", "GiB")
         finally: mend()
         told.wait_for(state="hidden")
         shows(browser, "step", "60")

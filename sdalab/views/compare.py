@@ -166,16 +166,20 @@ def overlay(lines, metric="loss", axis="step", weight=0.9, log=False, looks=None
 
 # %% ../../nbs/views/86j_compare.ipynb #81a381a8
 def finish(fig, count):
-    "The legend, where there is something in it."
+    "The legend, below the chart, where there is something in it."
     if not fig.legend: return
-    fig.legend.background_fill_alpha, fig.legend.label_text_font_size, fig.legend.click_policy = 0.6, "11px", "hide"
-    if count > 12: fig.legend.visible = False
+    legend = fig.legend[0]
+    columns = 2 if max(len(item.label.value) for item in legend.items) <= 20 else 1  # of names that fit beside each other on a phone
+    fig.center.remove(legend)
+    fig.add_layout(legend, "below")
+    legend.update(ncols=columns, location="left", border_line_alpha=0, background_fill_alpha=0, padding=4, spacing=0, click_policy="hide", visible=count <= 12)
+    if legend.visible: fig.height += 24 * math.ceil(count / columns)
 
 # %% ../../nbs/views/86j_compare.ipynb #93316a17
 def grouped_overlay(lines, by, metric="loss", axis="step", weight=0.9, log=False):
     "The mean of the lines that have the same value of a setting, with its 95 % interval over them."
     words = next(word for word, name in METRICS.items() if name == metric)
-    fig = axis_figure(f"{words[0].upper()}{words[1:]}: mean and 95 % interval by {by}", axis, y_axis_type="log" if log else "linear", y_range=loss_range(lines, metric, log))
+    fig = axis_figure(f"{words[0].upper()}{words[1:]}: mean and 95 % interval\nby {by}", axis, y_axis_type="log" if log else "linear", y_range=loss_range(lines, metric, log))
     groups = {}
     for line in lines: groups.setdefault(repr(line.settings.get(by)), []).append(line)
     for i, (value, members) in enumerate(groups.items()):
@@ -204,7 +208,7 @@ def parallel(table, settings, result):
     "Parallel coordinates: one line a run through its settings to its result, dark where the result is low."
     names = [*settings, result]
     fine = table[np.isfinite(table[result].astype(float))]
-    fig = figure(title=f"From settings to {result}: the darker, the lower", height=260, sizing_mode="stretch_width", tools="save", x_range=(-0.2, len(names) - 0.8), y_range=(-0.1, 1.12), min_border_left=56, min_border_right=60)
+    fig = figure(title=f"From settings to {result}:\nthe darker, the lower", height=260, sizing_mode="stretch_width", tools="save", x_range=(-0.2, len(names) - 0.8), y_range=(-0.1, 1.12), min_border_left=56, min_border_right=60)
     place = {name: scaled(fine[name].astype(float)) for name in names}
     shade = [Cividis256[int(220 * value)] for value in place[result]]
     source = ColumnDataSource(dict(xs=[list(range(len(names)))] * len(fine), ys=[[place[name].iloc[i] for name in names] for i in range(len(fine))], colour=shade, run=fine["run"]))

@@ -36,7 +36,7 @@ from fastcore.basics import patch
 
 # %% ../../nbs/views/86e_now.ipynb #47943784
 STALE = 10.0  # seconds without a step after which a running run is called stale
-THEN = "then"  # the status of a moment of the past
+THEN = "replayed"  # the status of a moment of the past
 PARTS = "index_volatility", "index_entropy", "index_disagreement"
 STYLE = """
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(98px, 1fr)); gap: 4px 14px; }
@@ -123,7 +123,7 @@ def headline(moment, now):
     age = None if moment.updated is None else now - moment.updated
     stale = moment.status == "running" and age is not None and age > STALE
     rate = progress.get("tokens_per_second")
-    busy = "" if not moment.held or live else "a worker writes to it now"
+    busy = "" if not moment.held or live or moment.status == THEN else "a worker writes to it now"
     cards = [card("status", moment.status, busy, kind=moment.status),
              card("step", f"{step:,}", f"of {planned:,} ({step / planned:.0%})" if planned else ""),
              best_card(moment, best_validation(moment)),
@@ -161,7 +161,7 @@ def sensed_cards(moment):
 def machine_card():
     "How busy the machine is that serves the page."
     memory = psutil.virtual_memory()
-    return card("this machine", f"{psutil.cpu_percent():.0f}\u2009%", f"busy · {memory.used / 2**30:.1f} of {memory.total / 2**30:.0f} GiB")
+    return card("CPU, memory", f"{psutil.cpu_percent():.0f}\u2009%", f"{memory.used / 2**30:.1f} of {memory.total / 2**30:.0f} GiB", hover="of the machine that serves this page")
 
 # %% ../../nbs/views/86e_now.ipynb #0197eddb
 def percent(share):

@@ -227,7 +227,7 @@ def _open(self: LivePage, node):
 def _make_view(self: LivePage, name):
     if name == "now":
         made = RunView(source=lambda names: self.watch.ask(self.key, names), tree=lambda steps: TreePicture(self._open, steps))
-        made.clock = lambda: time.time() if self.held is None else self.held_at
+        made.clock = lambda: self.held_at if self.held else time.time()
         return made
     if name == "tree": return TreeView(source=lambda names: self.watch.ask(self.key), run_of=lambda: self.watch.run(self.key), steering=Steering(self.asking, lambda: self.key))
     if name == "replay": return ReplayView(run_of=lambda: self.watch.run(self.key), asking=self.asking, key_of=lambda: self.key)
@@ -235,15 +235,16 @@ def _make_view(self: LivePage, name):
 
 @patch
 def _show(self: LivePage, moment):
+    if moment and self.alerts: moment = with_alerts(moment, self.alerts.of(moment.key, moment.created))
+    shown = self._hold_on(moment)
     self._tell(moment)
     self._enable(moment)
     if self.key is None: return self._say(self._empty())
     if moment is None: return self._say(self._waiting())
     self._say("")
-    if self.alerts: moment = with_alerts(moment, self.alerts.of(moment.key, moment.created))
-    self.latest, view = self._hold_on(moment), self._view()
+    self.latest, view = shown, self._view()
     drawn = view.moment is self.latest if self.view == "now" else self.view == "compare" and view.seen is not None
-    if self.held is None or not drawn: view.show(self.latest)
+    if not (self.held and drawn): view.show(self.latest)
 
 @patch
 def _empty(self: LivePage):
@@ -265,21 +266,21 @@ HOLD = "Hold view"
 @patch
 def _hold(self: LivePage, event=None):
     "Holds what is drawn, or catches up."
-    self.held, self.held_at = (self.latest if self.held is None else None), time.time()
+    self.held, self.held_at = (self.latest if not self.held and self.latest and self.latest.series else None), time.time()
     self.tick()
 
 @patch
 def _hold_on(self: LivePage, moment):
     "The moment to show, and what the button says of it."
-    if self.held is not None and self.held.created != moment.created: self.held = None  # another run
-    if self.held is not None:
-        self.held = with_columns(self.held, moment)
+    if self.held and moment and self.held.created != moment.created: self.held = None  # another run
+    look = dict(label=HOLD, icon="pause_circle_outline", color="light", variant="outlined")
+    if self.held:
+        self.held = with_columns(self.held, moment) if moment else self.held
         last = lambda one: max((int(series.step[-1]) for series in one.series if len(series.step)), default=0)
-        behind = last(moment) - last(self.held)
+        behind = last(moment or self.held) - last(self.held)
         look = dict(label=f"Paused view: catch up{f' (+{behind:,})' if behind > 0 else ''}", icon="fast_forward", color="warning", variant="contained")
-    else: look = dict(label=HOLD, icon="pause_circle_outline", color="light", variant="outlined")
-    if look["label"] != self.hold.label: self.hold.param.update(**look)
-    return moment if self.held is None else self.held
+    self.hold.param.update(disabled=moment is None, **look)
+    return self.held or moment
 
 # %% ../../nbs/views/86m_page.ipynb #86b9c26f
 @patch
@@ -322,6 +323,7 @@ def _enable(self: LivePage, moment):
     status = moment.status if moment and moment.live and self.asking.allowed else ""
     for kind, when in (("pause", ("running",)), ("resume", ("paused",)), ("stop", LIVE)): self.buttons[kind].disabled = status not in when
     self.buttons["note"].disabled = not (moment and self.asking.allowed)
+    self.embed.disabled = not (moment and moment.series)
     for kind, button in self.files.items(): button.disabled = not (moment and moment.series) or kind == "html" and moment.problem is not None
 
 @patch

@@ -290,7 +290,7 @@ def _make_index(self: SenseCharts):
 @patch
 def _make_strips(self: SenseCharts):
     count = len(self._names)
-    title, height = "Regimes: the most probable one of each lane, stronger where it is surer", max(120, 62 + ROOM * count)
+    title, height = "Regimes: the most probable one, stronger where surer", max(120, 62 + ROOM * count)
     fig = self.charts.empty_figure(title, height=height, y_range=Range1d(count, 0))
     for i, (feed, drawn) in enumerate(zip(self.feeds, self.charts.renderers)):
         bar = Quad(left="left", right="right", bottom=i + 0.9, top=i + 0.1, fill_color="colour", fill_alpha="alpha", line_color=None)
