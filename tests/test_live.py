@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from synthetic_run import ALARM, REGIMES, SHOCK, WARM_UP, index_of, planted  # noqa: E402
 
 POLLING = 150  # ms; looking at every frame would keep the page from its work
-PATIENCE = 40.0  # seconds for what takes a second on an idle machine
+PATIENCE = 120.0  # seconds for what takes a second on an idle machine
 # The browser keeps what was taken off the page for a while; these are the models that are on it.
 MODELS = "((page) => ((on) => [...page?._all_models.values() ?? []].filter((m) => on.has(m)))(new Set(page?.roots().flatMap((r) => [...r.references()]))))(window.Bokeh?.documents[0])"
 MARKUP = "<img src=x onerror=document.title='taken'>&amp;"

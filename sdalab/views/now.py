@@ -43,7 +43,7 @@ STYLE = """
 .cards .wide { grid-column: span 2; min-width: 0; }
 .card { border-left: 3px solid rgba(128, 128, 128, 0.35); padding: 0 0 0 9px; }
 .card .what { font-size: 12px; opacity: 0.72; }
-.card .value { font-size: 18px; line-height: 1.3; font-weight: 500; font-variant-numeric: tabular-nums; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+.card .value { font-size: 17px; line-height: 1.35; font-weight: 500; font-variant-numeric: tabular-nums; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .wide .value { font-size: 16px; line-height: 1.45; } .card .more { font-size: 12px; opacity: 0.72; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; min-height: 1.2em; }
 .progress { display: flex; align-items: center; gap: 10px; font-size: 12px; font-variant-numeric: tabular-nums; margin-bottom: 6px; } .progress span { white-space: nowrap; }
 .progress .bar { flex: 1; min-width: 40px; height: 8px; border-radius: 4px; overflow: hidden; background: rgba(128, 128, 128, 0.28); }
