@@ -95,7 +95,8 @@ def work(entries: str, # the map's configuration, as JSON
          pixels: np.ndarray, # flat
          bound: float) -> tuple[dict[str, np.ndarray], float]: # records, seconds
     "One job."
-    began, (config, landscape) = time.perf_counter(), _opened(entries)
+    config, landscape = _opened(entries)
+    began = time.perf_counter()
     return compute(landscape, *config.settings(pixels), bound, stop=not config.exhaustive), time.perf_counter() - began
 
 class Crew:
@@ -254,9 +255,9 @@ def _pass(self: Mapper, pixels: np.ndarray, number: int):
 # %% ../../nbs/boundary/76_mapping.ipynb #fcde7e4e
 @patch
 def _jobs(self: Mapper, needed: dict[int, np.ndarray]) -> dict[tuple, np.ndarray]: # tiles -> their pixels
-    "Tiles that want few pixels go together, so that the lanes are full; but a few jobs for every hand, the largest first, so that none waits long at the end of a pass."
+    "Tiles that want few pixels go together, so that the lanes are full; but many jobs for every hand, the largest first, so that none waits long at the end of a pass."
     total = sum(map(len, needed.values()))
-    target = min(self.config.tile ** 2, max(self.landscape.lanes, -(-total // (4 * self.hands))))
+    target = min(self.config.tile ** 2, max(min(self.landscape.lanes, -(-total // self.hands)), -(-total // (16 * self.hands))))
     jobs, tiles = {}, []
     for tile in needed:
         tiles.append(tile)
@@ -268,12 +269,14 @@ def _jobs(self: Mapper, needed: dict[int, np.ndarray]) -> dict[tuple, np.ndarray
 
 @patch
 def _measure(self: Mapper, pixels: np.ndarray, number: int):
-    "Compute a few pixels, evenly spread, to see how long one takes."
+    "Compute a few pixels, evenly spread, a job for every hand, to see how long one takes while all are at work."
     if not len(pixels): return
-    some = pixels[np.linspace(0, len(pixels) - 1, min(len(pixels), self.landscape.lanes)).astype(int)]
-    record, seconds = work(self.entries, some, math.inf)
-    self.store.learn(some, record, number)
-    self.pixel_seconds, self.began, self.fresh = seconds / len(some), time.perf_counter(), 0
+    some = pixels[np.linspace(0, len(pixels) - 1, min(len(pixels), self.hands * self.landscape.lanes)).astype(int)]
+    jobs, taken = {hand: some[hand::self.hands] for hand in range(min(self.hands, len(some)))}, 0.0
+    for hand, (record, seconds) in self.crew.results({hand: (self.entries, chosen, math.inf) for hand, chosen in jobs.items()}, self.say):
+        self.store.learn(jobs[hand], record, number)
+        taken += seconds
+    self.pixel_seconds, self.began, self.fresh = taken / len(some), time.perf_counter(), 0
     every = int((self.sources < 1).sum())
     self.say(f'{self.config.name}: {self.config.width} x {self.config.height} pixels, {every:,} to compute if all are, in about {every * self.pixel_seconds / self.hands:,.0f} s')
     if self.config.exhaustive: self.store.manifest |= dict(expected=every, estimate=every * self.pixel_seconds / self.hands)

@@ -95,9 +95,8 @@ class SpikeScore(Detector):
 
     def judge(self, loss, gradient_norm):
         x = _pair(loss, gradient_norm)
-        z, ready = abs(self.window.z(x)), self.window.count() >= self.settings.warmup
+        score = np.fmax.reduce(abs(self.window.z(x, least=self.settings.warmup)), axis=1)
         self.window.update(x)
-        score = np.fmax.reduce(z if ready.all() else np.where(ready, z, np.nan), axis=1)
         return score >= self.settings.sigma, score
 
 # %% ../../nbs/regime/38a_detectors.ipynb #7b2dfe23
@@ -203,7 +202,7 @@ class LossZ(Detector):
 
     def judge(self, loss, gradient_norm):
         x = self.watched(loss, gradient_norm)
-        score = np.where(self.window.count() >= self.settings.warmup, self.window.z(x), np.nan)
+        score = self.window.z(x, least=self.settings.warmup)
         self.window.update(x)
         return score > self.settings.threshold, score
 

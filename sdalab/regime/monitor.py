@@ -278,7 +278,7 @@ class Ledger:
     def __init__(self, budget: float): # share of the training time
         self.budget, self.room, self.seconds, self.step_seconds, self.stretch, self.every = budget, CLOCKED * budget, {}, None, 1.0, 1
         self.spent = self.trained = 0.0 # seconds in all
-        self.watching = 0.0 # seconds that the engine takes more for a step that it watches
+        self.keeping = 0.0 # seconds that the engine takes to keep the gradient of a step before a reading
         self.bookkeeping = 0.0 # seconds a step that are taken whether or not anything is read
 
     def note(self, sense: str, seconds: float):
@@ -308,7 +308,7 @@ class Ledger:
         "Set the stretch anew."
         room = max(self.room * self.step_seconds - self.bookkeeping, 0.1 * self.room * self.step_seconds)
         always = sum(self.cost(s) for s, period in periods.items() if period == 1)
-        seldom = always + self.watching # a reading now and then needs the step before it to be watched too
+        seldom = always + self.keeping
         self.every = 1 if always <= OFTEN * room else math.ceil(seldom / (OFTEN * room)) # short steps: not even these at every step
         rest = sum(self.cost(s) / period for s, period in periods.items() if period > 1)
         self.stretch = max(1.0, rest / (room - (always if self.every == 1 else seldom / self.every)))
@@ -343,7 +343,7 @@ class Monitor(Callback):
         self.inside, self.probe = look_inside(trainer.engine, trainer.state), trainer.corpus.batch(trainer.config.seed, 0, 'probe')
         self.senses = {name: SENSES[name](lanes) for name in self.periods if name not in self.off}
         self.index, self.features, self.belief = UncertaintyIndex(self.index_config, lanes), Features(lanes), Belief(self.model, lanes)
-        self.history, self.area, self.believed = History(512, lanes, 3), np.zeros(lanes), {}
+        self.history, self.area, self.believed, self.unread = History(512, lanes, 3), np.zeros(lanes), {}, [] # of steps: what was observed, rates
         self.due = {name: trainer.state.step + (0 if period == 1 else max(period, 20) - 1) for name, period in self.periods.items()}
         self.trained, self.watched, self.steps = trainer.seconds, trainer.engine.watching_seconds, 0
         if self.saved: self._recall(self.saved)
@@ -360,6 +360,7 @@ PARTS, JUDGEMENT = ('index', 'features', 'belief', 'history'), 'index_and_regime
 def state_dict(self: Monitor) -> dict:
     "All that it remembers, as plain data."
     if not self.senses: return {}
+    self._catch_up()
     return dict(senses={name: sense.state_dict() for name, sense in self.senses.items()}, off=dict(self.off), due=dict(self.due), area=self.area.tolist(), ledger=self.ledger.state_dict(),
                 **{part: getattr(self, part).state_dict() for part in PARTS})
 
@@ -395,8 +396,12 @@ def columns(self: Monitor, trainer: Trainer, journal: Journal) -> dict[str, list
     "What was sensed of the step just taken."
     if not self.senses: return {}
     step, began, watching = trainer.state.step - 1, time.perf_counter(), trainer.engine.watching_seconds
-    scene, found, reading = self._scene(trainer), {}, 0.0
-    due = [name for name in self.senses if step >= self.due[name] and (self.periods[name] == 1 or name in self.asked or self.ledger.affordable)]
+    self.rates = trainer.state.learning_rate.numpy().max(1) * [d.learning_rate_scale for d in trainer.decisions]
+    self.unread.append((trainer.state.observed, self.rates))
+    due = [name for name in self.senses if self._wanted(name, step)]
+    judged = JUDGEMENT not in self.off and ('every_step' in due or 'every_step' not in self.senses)
+    if due or judged or len(self.unread) == 20: self._catch_up()
+    scene, found, reading = self._scene(trainer) if due else None, {}, 0.0
     with unthreaded() if any(self.periods[name] > 1 for name in due) else nullcontext():
         for name in due:
             started = time.perf_counter()
@@ -404,15 +409,15 @@ def columns(self: Monitor, trainer: Trainer, journal: Journal) -> dict[str, list
             self.asked.discard(name)
             reading += (took := time.perf_counter() - started)
             self.ledger.note(name, took)
-    judged, watched, self.watched = JUDGEMENT not in self.off and ('every_step' in due or 'every_step' not in self.senses), watching - self.watched, watching # by the engine, inside its step
+    watched, self.watched = watching - self.watched, watching # by the engine, inside its step
     if judged:
         started = time.perf_counter()
-        found |= self._judge(scene, found, step, trainer, journal)
+        found |= self._judge(found, step, trainer, journal)
         reading += (took := time.perf_counter() - started)
         self.ledger.note(JUDGEMENT, took + watched)
     elif JUDGEMENT not in self.off: found |= self.believed # until the next look
-    trainer.engine.watching = any(self.due[name] <= step + 2 for name in WATCHERS if name in self.senses) # the step before too, for the cosine
-    if watched: self.ledger.watching = 0.9 * self.ledger.watching + 0.1 * watched if self.ledger.watching else watched
+    if trainer.engine.watching == 'gradient': self.ledger.keeping = 0.9 * self.ledger.keeping + 0.1 * watched if self.ledger.keeping else watched
+    self._watch(trainer)
     taken = time.perf_counter() - began
     self.ledger.took(trainer.seconds - self.trained - watched, taken + watched, taken - reading)
     self.trained = trainer.seconds
@@ -423,14 +428,30 @@ def columns(self: Monitor, trainer: Trainer, journal: Journal) -> dict[str, list
 
 # %% ../../nbs/regime/39a_monitor.ipynb #80164873
 @patch
+def _wanted(self: Monitor, name, step) -> bool: "Whether a sense is to be read after this step."; return step >= self.due[name] and (self.periods[name] == 1 or name in self.asked or self.ledger.affordable)
+
+@patch
+def _watch(self: Monitor, trainer):
+    "Have the engine watch the next step, or keep its gradient for the one after, where a sense will ask."
+    watchers = [name for name in WATCHERS if name in self.senses]
+    wanted = lambda step: any(self._wanted(name, step) for name in watchers)
+    trainer.engine.watching = True if wanted(trainer.state.step) else 'gradient' if wanted(trainer.state.step + 1) else False
+
+@patch
+def _catch_up(self: Monitor):
+    "Write down the steps since the last look: together, for the second finds in the caches what the first had to fetch."
+    with np.errstate(divide='ignore', invalid='ignore'):
+        for seen, rates in self.unread:
+            norms = seen.gradient_norm.numpy()
+            self.history.write(seen.loss.numpy(), 0.5 * np.log((norms * norms).sum(1)), rates)
+            self.area = self.area + rates
+    self.unread = []
+
+@patch
 def _scene(self: Monitor, trainer) -> Scene:
-    seen, rates = trainer.state.observed, trainer.state.learning_rate.numpy().max(1) * [d.learning_rate_scale for d in trainer.decisions]
-    norms = seen.gradient_norm.numpy()
-    with np.errstate(divide='ignore', invalid='ignore'): self.history.write(seen.loss.numpy(), 0.5 * np.log((norms * norms).sum(1)), rates)
-    self.area = self.area + rates
     if self.inside.state is not trainer.state: self.inside = look_inside(trainer.engine, trainer.state)
     fresh = lambda i: trainer.corpus.batch(trainer.config.seed, trainer.state.step + i, 'probe')
-    return Scene(trainer.engine, trainer.state, trainer.stress.batch, self.probe, fresh, trainer.decisions, rates, trainer.validation, self.history, self.area, self.inside)
+    return Scene(trainer.engine, trainer.state, trainer.stress.batch, self.probe, fresh, trainer.decisions, self.rates, trainer.validation, self.history, self.area, self.inside)
 
 @patch
 def _read(self: Monitor, name, scene, step, trainer, journal) -> dict:
@@ -455,12 +476,12 @@ def _switch_off(self: Monitor, name, step, journal, problem):
 
 # %% ../../nbs/regime/39a_monitor.ipynb #c9cc7c86
 @patch
-def _judge(self: Monitor, scene, found, step, trainer, journal) -> dict:
-    seen, read = scene.observed, found.get
+def _judge(self: Monitor, found, step, trainer, journal) -> dict:
+    seen, read = trainer.state.observed, found.get
     loss, norm = seen.loss.numpy(), np.exp(self.history.last(1)[:, 0, 1])
     try:
         record = self.index.update(loss, norm, read('attention_entropy'), read('forecast_disagreement'))
-        validation = None if scene.validation is None else np.array(scene.validation)
+        validation = None if trainer.validation is None else np.array(trainer.validation)
         if self.features.update(loss, norm, read('gradient_cosine'), read('edge_coordinate'), read('logit_rms'), read('activation_std'), validation):
             before = self.belief.regime
             self.belief.update(self.features.held, ~trainer.alive)
@@ -502,6 +523,7 @@ def on_command(self: Monitor, trainer: Trainer, journal: Journal, command):
         self.periods.setdefault(name, NEVER)
         self.due[name] = trainer.state.step
         self.asked.add(name)
+    self._watch(trainer)
 
 def senses(config: TrainConfig) -> list[Callback]:
     "The callbacks of a configuration's monitor, for `train` and `branch`."

@@ -8,7 +8,7 @@ Docs: https://sdalab.github.io/sdalab/regime/running.html.md"""
 __all__ = ['packed', 'unpacked', 'Lanes', 'Average', 'Window', 'middle']
 
 # %% ../../nbs/regime/36_running.ipynb #ee8664d9
-import base64, copy
+import base64, copy, math
 from typing import ClassVar
 import numpy as np
 from ..checked import BadInput
@@ -99,19 +99,18 @@ class Window(Lanes):
         self.seen, self.left_out = np.zeros(shape, dtype=int), np.zeros(shape, dtype=int)
         self._mean, self._square, self._peak = np.zeros(shape), np.zeros(shape), np.zeros(shape) # of the values; squared deviations; their peak
 
+    MANY = 12 # values at once from which on array calls are quicker than Python's numbers; measured
+
     def update(self, x, # [lanes, *channels]; what is not finite (or beyond 1e150, whose square is not) is left out and counted
                where=None, # [lanes, *channels] bool: false keeps a finite value out, uncounted
               ) -> None:
         "Take in one value a lane."
-        x = np.asarray(x, dtype=float)
-        ok, had = abs(x) < 1e150, self.seen.item(0)
-        if where is None and ok.all() and (self.seen == had).all(): return self._push_all(x, had)
-        if not ok.all(): self.left_out += ~ok
-        if where is not None: ok = ok & where
-        rows = slice(None) if ok.all() else np.flatnonzero(ok)
-        self._push(rows, x.reshape(-1)[rows])
+        x, had = np.asarray(x, dtype=float), self.seen.item(0)
+        alike = x.size >= self.MANY and where is None and (self.seen == had).all() and (abs(x) < 1e150).all()
+        stale = self._push_all(x, had) if alike else self._push_each(x, where)
+        if len(stale): self._anew(stale)
 
-    def _push_all(self, x, had): # one value into every row, all of which have had the same number: the arithmetic of `_push`, a third of its calls
+    def _push_all(self, x, had): # one value into every row, all of which have had the same number -> rows to be computed afresh
         slot, before = had % self.size, self._mean
         old = before if had < self.size else self.ring[..., slot].copy()
         change = x - old
@@ -120,29 +119,28 @@ class Window(Lanes):
         self._peak = np.maximum(self._peak, self._square)
         self.ring[..., slot] = x
         self.seen += 1
-        stale = np.ones(x.shape, dtype=bool) if slot == self.size - 1 else self._square < 1e-4 * self._peak
-        if stale.any(): self._anew(stale)
+        return np.arange(x.size) if slot == self.size - 1 else np.flatnonzero(self._square < 1e-4 * self._peak)
 
-    def _anew(self, stale): # [lanes, *channels] bool; always a full ring: before that the squares only grow
-        held = self.ring[stale]
-        self._mean[stale] = held.mean(axis=1)
-        self._square[stale] = self._peak[stale] = ((held - self._mean[stale][:, None])**2).sum(axis=1)
+    def _push_each(self, x, where): # the same arithmetic, to the bit, row by row
+        size, stale, wanted = self.size, [], [True] * x.size if where is None else np.ravel(where).tolist()
+        ring, seen, left_out, mean, square, peak = (getattr(self, name).reshape(-1).data for name in self.arrays)
+        for row, (value, joins) in enumerate(zip(x.reshape(-1).tolist(), wanted, strict=True)):
+            if not -1e150 < value < 1e150: left_out[row] += 1; continue
+            if not joins: continue
+            had, before = seen[row], mean[row]
+            slot = had % size
+            old = before if had < size else ring[row * size + slot]
+            change = value - old
+            after = before + change / min(had + 1, size)
+            left = square[row] + change * (value - after + old - before)
+            ring[row * size + slot], seen[row], mean[row], square[row], peak[row] = value, had + 1, after, left, max(peak[row], left)
+            if slot == size - 1 or left < 1e-4 * peak[row]: stale.append(row)
+        return stale
 
-    def _push(self, rows, x): # one value into each of these rows
-        ring, (seen, mean, square, peak) = self.ring.reshape(-1, self.size), (a.reshape(-1) for a in (self.seen, self._mean, self._square, self._peak))
-        at, before, had = np.arange(len(seen))[rows], mean[rows], seen[rows]
-        slot, held = had % self.size, np.minimum(had + 1, self.size)
-        old = np.where(had < self.size, before, ring[at, slot])
-        change = x - old
-        after = before + change / held
-        left = square[rows] + change * (x - after + old - before)
-        highest = np.maximum(peak[rows], left)
-        ring[at, slot], seen[rows], mean[rows], square[rows], peak[rows] = x, had + 1, after, left, highest
-        stale = (slot == self.size - 1) | (left < 1e-4 * highest)
-        if stale.any():
-            again = np.zeros(len(self.ring.reshape(-1, self.size)), dtype=bool)
-            again[at[stale]] = True
-            self._anew(again.reshape(self.seen.shape))
+    def _anew(self, stale): # rows; always full ones: before that the squares only grow
+        held, mean, square, peak = self.ring.reshape(-1, self.size)[stale], *(a.reshape(-1) for a in (self._mean, self._square, self._peak))
+        mean[stale] = held.mean(axis=1)
+        square[stale] = peak[stale] = ((held - mean[stale][:, None])**2).sum(axis=1)
 
 # %% ../../nbs/regime/36_running.ipynb #a9d78c59
 from fastcore.basics import patch
@@ -217,11 +215,20 @@ def autocorrelation(self: Window, lag: int = 1) -> np.ndarray:
 @patch
 def z(self: Window, x, # [lanes, *channels], not yet in the window
       robust: bool = False, # median and MAD in place of mean and standard deviation
+      least: int = 2, # values that the window must hold
      ) -> np.ndarray:
-    "How many scales `x` lies above the centre of the window; NaN below two values."
+    "How many scales `x` lies above the centre of the window; NaN while it holds fewer than `least` values."
+    x = np.asarray(x, dtype=float)
+    if x.size < self.MANY and not robust: return self._z_each(x, least)
     centre, scale = self._mean, self.std() # an empty window has no scale, so its centre does not matter
     if robust:
         centre = self.median()
         mad = self.mad(centre)
         scale = np.where(mad > 0, mad, scale)
-    return (x - centre) / np.maximum(scale, 1e-12 * abs(centre) + 1e-100)
+    z = (x - centre) / np.maximum(scale, 1e-12 * abs(centre) + 1e-100)
+    return z if self.seen.min() >= least else np.where(self.seen >= least, z, np.nan)
+
+@patch
+def _z_each(self: Window, x, least): # the same arithmetic, to the bit, row by row
+    rows, most = zip(*(a.reshape(-1).tolist() for a in (x, self.seen, self._mean, self._square))), self.size - 1
+    return np.array([(value - mean) / max(math.sqrt(square / min(seen - 1, most)), 1e-12 * abs(mean) + 1e-100) if seen >= least else math.nan for value, seen, mean, square in rows]).reshape(x.shape)

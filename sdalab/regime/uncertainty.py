@@ -127,7 +127,7 @@ def _signals(self: UncertaintyIndex, loss, gradient_norm, entropy, disagreement)
 
 @patch
 def _standard(self: UncertaintyIndex, window, x, excluded): # z of `x` against `window`, which it then joins; successive exclusions
-    z = np.where(window.seen >= self.config.warmup, window.z(x, self.config.baseline == 'median'), np.nan)
+    z = window.z(x, self.config.baseline == 'median', self.config.warmup)
     if self.config.exclude is None: window.update(x); return z, excluded
     out = z > self.config.exclude
     excluded = np.where(out, excluded + 1, np.where(np.isfinite(x), 0, excluded))

@@ -9,7 +9,7 @@ __all__ = ['PerLane', 'Observation', 'Movement', 'State', 'Engine', 'take', 'for
 
 # %% ../../nbs/training/16_engine.ipynb #2de1288e
 from dataclasses import dataclass, fields
-from typing import Protocol, Sequence
+from typing import Literal, Protocol, Sequence
 import torch
 from torch import Tensor
 from ..checked import BadInput
@@ -62,7 +62,7 @@ class State(Protocol):
 
 class Engine(Protocol):
     "Steps lanes."
-    watching: bool # whether steps also observe their `Movement`; changes nothing else
+    watching: bool | Literal['gradient'] # whether steps also observe their `Movement`, or only keep their gradient for the cosine with the next; changes nothing else
     watching_seconds: float # that it has taken so far
     def initial_state(self, seeds: Sequence[int], learning_rate=None, weight_decay=None) -> State: "One lane a seed; rates [L, G] where lanes differ."; ...
     def step(self, state: State, decision: Decision | Sequence[Decision], batch: Batch) -> State: "One optimizer step of every lane, under one decision or one a lane."; ...

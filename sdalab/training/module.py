@@ -231,14 +231,15 @@ def step(self: ModuleEngine, state: ModuleState, decision: Decision | list[Decis
     self._disturb(state, decision, batch.spike)
     norms = norms_by_group(state, lambda p: p.grad)
     state.observed = Observation(token_losses.cpu().double().mean()[None], token_losses[None], norms[None], torch.ones(1, dtype=torch.float64))
-    before = [p.detach().clone() for p in parameters_of(state)] if self.watching else None
+    before = [p.detach().clone() for p in parameters_of(state)] if self.watching is True else None
     total = norms.norm().item()
     if not math.isfinite(total + state.observed.loss.item()): state.frozen_at.copy_(torch.where(state.frozen_at < 0, state.step, state.frozen_at))
     elif state.frozen_at[0] < 0 and self._begin(state, decision, clipper):
         ratio, factor = self._clip(state, clipper, total, parts, lambda: self._disturb(state, decision, batch.spike)) if clipper else (1.0, 1.0)
         self._update(state, decision, ratio, factor * clip_coefficient(total * ratio * factor, bound))
     plain = not (batch.spike or decision.regularisation or decision.loss not in (None, 'cross_entropy')) and (not clipper or clipper.common)
-    if self.watching: state.observed.movement = self._movement(state, before, plain)
+    if self.watching is True: state.observed.movement = self._movement(state, before, plain)
+    elif self.watching: self._keep(state)
     state.step += 1
     return state
 
@@ -298,6 +299,13 @@ def _disturb(self: ModuleEngine, state, decision, spike):
 
 # %% ../../nbs/training/18_module.ipynb #2fc01b70
 @patch
+def _keep(self: ModuleEngine, state):
+    "The gradient as the update used it, for the cosine with the next."
+    began = time.perf_counter()
+    self._last_gradients[state] = {p: p.grad.clone() for p in parameters_of(state) if p.grad is not None}
+    self.watching_seconds += time.perf_counter() - began
+
+@patch
 @torch.no_grad()
 def _movement(self: ModuleEngine, state, before, plain) -> Movement:
     "From the parameters before the step; the gradients are as the update used them, clipped."
@@ -310,9 +318,9 @@ def _movement(self: ModuleEngine, state, before, plain) -> Movement:
     along = dot(g, delta) / state.observed.clip_coefficient[0] if plain else torch.tensor(math.nan, dtype=torch.float64)
     cosine = dot(g, last) / (dot(g, g) * dot(last, last)).sqrt() if last and last.keys() == g.keys() else torch.tensor(math.nan, dtype=torch.float64)
     nonfinite = sum((~torch.isfinite(t)).sum().cpu().double() for t in g.values()) if not math.isfinite(state.observed.gradient_norm.sum()) else torch.tensor(0.0, dtype=torch.float64)
-    self._last_gradients[state] = {p: t.clone() for p, t in g.items()}
     moved = Movement(norms_by_group(state, old.get)[None], norms_by_group(state, delta.get)[None], along[None], cosine[None], nonfinite[None])
     self.watching_seconds += time.perf_counter() - began
+    self._keep(state)
     return moved
 
 # %% ../../nbs/training/18_module.ipynb #242e6a7b

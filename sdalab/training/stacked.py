@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import groupby
+from typing import Literal
 import numpy as np, torch
 from torch import Tensor
 from ..checked import BadInput
@@ -123,7 +124,7 @@ def _norms(self: Tile, rows: Tensor) -> Tensor:
 def step(self: Tile, decisions: list[Decision], # one a lane of the tile
          batch: Batch, micro_rows: int,
          step: int, # number of this step
-         watching: bool = False, # whether to observe the movement too
+         watching: bool | Literal['gradient'] = False, # whether to observe the movement too, or only to keep the gradient
         ) -> Observation:
     "Losses, gradients, norms, then lane by lane: freeze, or reset, clip and update."
     clips = [clipping(self.optimizer, d) for d in decisions]
@@ -136,10 +137,11 @@ def step(self: Tile, decisions: list[Decision], # one a lane of the tile
     finite = [math.isfinite(l + n) for l, n in zip(loss.tolist(), totals)]
     going = [lane for lane, d in enumerate(decisions) if self._begin(lane, d, clips[lane][0], step, finite[lane])]
     clipped = self._clip([lane for lane in going if clips[lane][0]], clips, total, parts, decisions, batch)
-    update_lane = lambda lane, norm: self._update(lane, decisions[lane], norm, clips[lane][1], *clipped.get(lane, (1.0, 1.0)), watching)
+    update_lane = lambda lane, norm: self._update(lane, decisions[lane], norm, clips[lane][1], *clipped.get(lane, (1.0, 1.0)), watching is True)
     clip = [update_lane(lane, norm) if lane in going else 1.0 for lane, norm in enumerate(totals)]
     plain = [not (batch.spike or d.regularisation or d.loss not in (None, 'cross_entropy')) and (not clipper or clipper.common) for d, (clipper, _) in zip(decisions, clips)]
-    return Observation(loss, token_losses, norms, torch.tensor(clip, dtype=torch.float64), self.watch.movement(totals, clip, plain) if watching else None)
+    if watching == 'gradient': self.watch.keep(totals, clip)
+    return Observation(loss, token_losses, norms, torch.tensor(clip, dtype=torch.float64), self.watch.movement(totals, clip, plain) if watching is True else None)
 
 @patch
 def _disturb(self: Tile, lanes, decisions, spike):
@@ -266,6 +268,15 @@ class Watch:
             last.copy_(piece.gradients)
             self.seconds += time.perf_counter() - there + here - began
 
+    def keep(self, norms: list[float], # of the gradient, lane by lane
+             clip: list[float], # what was left of them
+            ) -> None:
+        "The gradient of the step just taken, for the cosine with the next."
+        began = time.perf_counter()
+        self.last_gradients.copy_(self.tile.gradients)
+        self.last_sizes = [norm * left for norm, left in zip(norms, clip)]
+        self.seconds += time.perf_counter() - began
+
     def movement(self, norms: list[float], # of the gradient, lane by lane
                  clip: list[float], # what was left of them
                  plain: list[bool], # whether the gradient is that of the cross-entropy alone
@@ -388,8 +399,8 @@ def step(self: StackedEngine, state: LaneState, decision: Decision | list[Decisi
     tiles = self._tiles(state, batch)
     seen = self._map(lambda tile: tile.step(decisions[tile.lanes], batch, self._micro_rows(batch), state.step, self.watching), tiles)
     state.observed = joined(seen)
+    if self.watching is True: state.observed.movement = joined([o.movement for o in seen])
     if self.watching:
-        state.observed.movement = joined([o.movement for o in seen])
         self.watching_seconds += sum(tile.watch.seconds for tile in tiles) / min(self.threads, len(tiles))
         for tile in tiles: tile.watch.seconds = 0.0
     state.step += 1
