@@ -462,8 +462,9 @@ def _mark_frozen(self: Charts, moment, place):
     "A cross where a lane stopped being finite; at the edge where that is off the linear axis."
     cap, marks = self._ceiling() or math.inf, dict(step=[], loss=[], capped=[], colour=[])
     for (colour, _), series in zip(self.looks, self.mine(moment)):
+        if series.frozen_at is None or series.key in self.hidden: continue
         sound = np.flatnonzero(np.isfinite(series.loss))
-        if series.frozen_at is None or not len(sound) or series.key in self.hidden: continue
+        if not len(sound): continue
         loss = float(series.loss[sound[-1]])
         for name, value in dict(step=float(place(series.step[sound[-1]], series.time[sound[-1]])), loss=loss, capped=min(loss, 0.99 * cap), colour=colour).items():
             marks[name].append(value)

@@ -596,5 +596,8 @@ def last_finite(values):
 
 def lowest_at(values):
     "The place of the lowest value that is a number, or None."
+    if not len(values): return None
+    at = int(values.argmin())  # of something that is no number, where there is any
+    if math.isfinite(values[at]): return at
     sound = np.isfinite(values)
     return int(np.where(sound, values, np.inf).argmin()) if sound.any() else None
