@@ -77,6 +77,11 @@ LEGEND_STYLE = """
 .bk-btn-group .bk-btn:hover, .bk-btn-group .bk-btn:focus-visible { border-color: #8a8a8a; }
 .bk-btn-group .bk-btn::before { content: ''; display: inline-block; width: 18px; margin-right: 6px; vertical-align: middle;
   border-top: 3px solid; }
+@media (max-width: 600px) {
+  .bk-btn-group { grid-template-columns: repeat(auto-fill, minmax(calc(0.8 * var(--lane-width)), 1fr)); gap: 0 2px; }
+  .bk-btn-group .bk-btn { font-size: 12px; padding: 1px 2px; }
+  .bk-btn-group .bk-btn::before { width: 12px; margin-right: 4px; }
+}
 """
 HEAD_STYLE = ":host { position: sticky; top: 0; z-index: 2; max-height: 40vh; overflow-y: auto; background: var(--mui-palette-background-default, Canvas); }"  # read at any chart
 

@@ -43,7 +43,7 @@ legend.setv({text: there ? text.replace('&nbsp;', `at step ${steps[i].toLocaleSt
 """
 UNREAD_MIXTURE = "legend.setv({text: legend.tags[0]}, {sync: false})"
 LEGEND_STYLE = """
-:host { font-size: 13px; margin: 10px 12px 0; width: 100%; }
+:host { font-size: 13px; margin: 10px 12px 0; width: 100%; min-width: min(300px, 85vw); }
 .regimes { font-variant-numeric: tabular-nums; display: flex; flex-wrap: wrap; gap: 2px 10px; align-items: center; }
 .regimes span { white-space: nowrap; }
 .regimes i { display: inline-block; width: 14px; height: 14px; margin-right: 6px; vertical-align: -2px; border-radius: 2px; }
@@ -290,7 +290,7 @@ def _make_index(self: SenseCharts):
 @patch
 def _make_strips(self: SenseCharts):
     count = len(self._names)
-    title, height = "Regimes: the most probable one, stronger where surer", max(120, 62 + ROOM * count)
+    title, height = "Regimes: the most probable one, paler if unsure", max(120, 62 + ROOM * count)
     fig = self.charts.empty_figure(title, height=height, y_range=Range1d(count, 0))
     for i, (feed, drawn) in enumerate(zip(self.feeds, self.charts.renderers)):
         bar = Quad(left="left", right="right", bottom=i + 0.9, top=i + 0.1, fill_color="colour", fill_alpha="alpha", line_color=None)
