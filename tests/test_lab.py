@@ -82,11 +82,13 @@ def in_link(page, *parts):
 
 def test_the_tree_tells_why_and_compares(address, runs, browser):
     browser.goto(f"{address}?run=sample")
+    shows(browser, "status", "finished")
+    browser.wait_for_timeout(500)  # the figures take their places
     browser.mouse.click(*spot(browser, "Time goes", 24, 3))  # the tree stands over the charts too: a node leads to what is known of it
     browser.get_by_text("Node 3", exact=True).wait_for()
     in_link(browser, "view=tree", "node=3")
     browser.goto(f"{address}?run=sample")  # what the run went back over is drawn too
-    browser.get_by_text("Pale and dotted: steps that the run went back over.").wait_for()
+    browser.get_by_text("Pale dots: steps that the run went back over.").wait_for()
     left = sources(browser, "validated_at")[0]
     assert left["at"] == [list(range(20, 40))] and left["validated_at"] == [[29, 39]]
     browser.mouse.move(*spot(browser, "Training loss", 35, left["loss"][0][15]))

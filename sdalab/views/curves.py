@@ -60,9 +60,9 @@ caption.setv({text: caption.tags[0]}, {sync: false})
 """
 NAME = "if (!cb_obj.read) cb_obj.setv({labels: cb_obj.tags[1]}, {sync: false})"  # not while the pointer reads values there
 HIDE = "for (const [i, lane] of renderers.entries()) for (const renderer of lane) renderer.visible = cb_obj.active.includes(i)"
-HINT = "Point at a chart to read every lane; click a lane to hide it; drag across a chart to zoom all of them, and the numbers in the table with them. Best: the lowest validation loss, and its step."
+HINT = "Point at a chart to read every lane; click a lane to hide it; drag across a chart to zoom all of them, and the table's numbers. Best: the lowest validation loss, and its step."
 ALONE = "Point at the chart to read every lane; click a lane to hide it; drag across the chart to zoom. Best: the lowest validation loss, and its step."
-LEFT = " Pale and dotted: steps that the run went back over."
+LEFT = " Pale dots: steps that the run went back over."
 TITLES = dict(smooth="Training loss, nats per token", validation_loss="Validation loss, nats per token",
               gradient_norm="Gradient norm before clipping", learning_rate="Learning rate")
 TALL = ":host { max-height: none !important; }"  # Bokeh ends a box at the window's height, and what is below would be painted over
