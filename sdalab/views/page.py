@@ -114,10 +114,10 @@ def _make_widgets(self: LivePage):
     self.hold.on_click(self._hold)
     self.choice.param.watch(self._choose, "value")
     self.embed = pmui.Button(label="Embed", icon="code", variant="text", size="small", margin=(10, 0))
-    self.frame, self.code = pmui.Select(label="Figure", options=["loss"], size="small", width=260, margin=(10, 8)), pn.pane.HTML("", width=440, stylesheets=[STYLE])
-    self.embedding = pmui.Dialog(self.frame, self.code, title="Show one figure in another page", title_variant="h5", close_on_click=True)
+    self.figures, self.code = pmui.Select(label="Figure", options=["loss"], size="small", width=260, margin=(10, 8)), pn.pane.HTML("", width=440, stylesheets=[STYLE])
+    self.embedding = pmui.Dialog(self.figures, self.code, title="Show one figure in another page", title_variant="h5", close_on_click=True)
     self.embed.on_click(lambda event: self._offer_frame())
-    self.frame.param.watch(lambda event: self._write_frame(), "value")
+    self.figures.param.watch(lambda event: self._write_frame(), "value")
     for kind in ("pause", "resume"): self.buttons[kind].on_click(self._sender(kind))
     self.buttons["stop"].on_click(lambda event: self.dialog.param.update(open=True))
     self.buttons["note"].on_click(lambda event: self.noting.param.update(open=True))
@@ -408,7 +408,7 @@ def _offer_frame(self: LivePage):
     now = self.views.get("now")
     sensed = [name for name, what in ALONE_SENSED.items() if self.latest and what in self.latest.sensed]
     names = [*PLACES, *(["tree"] if now and now.tree else []), *sensed, *(name for name in (now.chosen if now else ()) if name not in PLACES)]
-    self.frame.param.update(options={name.replace("_", " "): name for name in names}, value=names[0])
+    self.figures.param.update(options={name.replace("_", " "): name for name in names}, value=names[0])
     self._write_frame()
     self.embedding.open = True
 
@@ -416,9 +416,9 @@ def _offer_frame(self: LivePage):
 def _write_frame(self: LivePage):
     "The lines of HTML that show the figure with the controls as they are now."
     where, now = pn.state.location, self.views.get("now")
-    query = {"run": self.key, "figure": self.frame.value} | ({"theme": "dark"} if self.dark else {}) | (into_link(now) if now else {})
+    query = {"run": self.key, "figure": self.figures.value} | ({"theme": "dark"} if self.dark else {}) | (into_link(now) if now else {})
     address = f"{where.protocol}//{where.hostname}{f':{where.port}' if where.port else ''}{where.pathname}" if where else ""
-    frame = f'<iframe src="{html.escape(address)}?{html.escape(urlencode(query))}" width="100%" height="440" style="border: 0" loading="lazy" title="{html.escape(self.frame.value)} of {html.escape(str(self.key))}"></iframe>'
+    frame = f'<iframe src="{html.escape(address)}?{html.escape(urlencode(query))}" width="100%" height="440" style="border: 0" loading="lazy" title="{html.escape(self.figures.value)} of {html.escape(str(self.key))}"></iframe>'
     self.code.object = f'<p class="words">The figure stays live, and takes no commands. Click to select, then copy:</p><pre class="code">{html.escape(frame)}</pre>'
 
 # %% ../../nbs/views/86m_page.ipynb #a466268a
