@@ -82,9 +82,17 @@ def in_link(page, *parts):
 
 def test_the_tree_tells_why_and_compares(address, runs, browser):
     browser.goto(f"{address}?run=sample")
+    shows(browser, "status", "finished")
+    browser.wait_for_timeout(500)  # the figures take their places
     browser.mouse.click(*spot(browser, "Time goes", 24, 3))  # the tree stands over the charts too: a node leads to what is known of it
     browser.get_by_text("Node 3", exact=True).wait_for()
     in_link(browser, "view=tree", "node=3")
+    browser.goto(f"{address}?run=sample")  # what the run went back over is drawn too
+    browser.get_by_text("Pale dots: steps that the run went back over.").wait_for()
+    left = sources(browser, "validated_at")[0]
+    assert left["at"] == [list(range(20, 40))] and left["validated_at"] == [[29, 39]]
+    browser.mouse.move(*spot(browser, "Training loss", 35, left["loss"][0][15]))
+    browser.get_by_text("steps 20 to 39, which the run went back over").first.wait_for()
     browser.goto(f"{address}?run=sample&view=tree")
     until(browser, "models.some((m) => m.data?.outcome === undefined && m.data?.decision?.length === 5)")
     drawn = next(data for data in sources(browser, "decision") if len(data["node"]) == 5)
@@ -144,6 +152,14 @@ def test_a_form_takes_valid_decisions_only(address, browser):
     open_panel(browser)
     assert browser.get_by_role("button", name="Accept into the main line").is_disabled()
     browser.get_by_role("button", name="further fields").click()
+    unset = browser.get_by_label("clip norm", exact=True)
+    assert unset.input_value() == "" and browser.get_by_label("learning rate scale", exact=True).input_value() == "1"
+    fill(browser, "clip norm", "0.00002")
+    assert unset.input_value() == "0.00002"
+    press(browser, "Add this future")
+    browser.get_by_text("clip_norm=2e-05").wait_for()
+    fill(browser, "learning rate scale", "")  # emptied: as it is
+    assert unset.input_value() == ""
     fill(browser, "reset warmup", 20)
     press(browser, "Add this future")
     browser.get_by_text("belongs to a reset").wait_for()
@@ -183,6 +199,11 @@ def test_runs_are_compared(address, browser):
     assert "steps" in heads and "lowest validation loss" in heads and "rows" not in heads  # what is the same for all is left out
     browser.locator(".tabulator-col-title", has_text="steps taken").click()
     wait_until(lambda: "90" in rows.last.inner_text(), "the longest run comes last")
+    browser.evaluate(f"() => {{ for (const one of {MODELS}.find((m) => m.type === 'Legend').items[1].renderers) one.visible = false }}")  # as a click on its name does
+    in_link(browser, 'hidden=["', 'sort=[["steps+taken",+"asc"]]')
+    browser.reload()
+    until(browser, "models.filter((m) => m.type === 'GlyphRenderer' && !m.visible).length === 2")
+    wait_until(lambda: "90" in rows.last.inner_text(), "the order is in the link")
     choose(browser, "grouped by", "optimizer.learning_rate")
     until(browser, "models.some((m) => m.type === 'Figure' && m.title.text.includes('mean and 95 % interval'))")
     in_link(browser, "by=optimizer.learning_rate")
@@ -201,9 +222,33 @@ def test_links_hold_every_control(address, browser):
     until(browser, "models.some((m) => m.type === 'Figure' && m.title.text === 'Training loss, nats per token (log)')")
     until(browser, "models.some((m) => m.type === 'Figure' && m.title.text.startsWith('gradient norm, nats/token: last'))")
     assert browser.get_by_role("switch", name=re.compile("Ignore outliers")).is_checked()
+    browser.goto(f"{address}?run=wide&view=replay&at=0.5&log_y=true&smoothing=0.5")  # those of the charts in a replay too
+    until(browser, "models.some((m) => m.type === 'Figure' && m.title.text === 'Training loss, nats per token (log)')")
+    browser.get_by_role("switch", name=re.compile("Ignore outliers")).click()
+    in_link(browser, "view=replay", "at=0.5", "log_y=true", "smoothing=0.5", "calm=true")
     browser.goto(f"{address}?run=wide&axis=%2Fetc%2Fpasswd&smoothing=9&zoom=%5B5,20%5D")
     browser.get_by_text("as zoomed").wait_for()
     assert all(data["step"][-1] < 22 for data in sources(browser, "smooth") if "loss" in data)
+
+
+def test_one_figure_goes_into_other_pages_and_the_buttons_do_not(address, runs, browser, tmp_path):
+    browser.goto(f"{address}?run=sample&smoothing=0.5")
+    press(browser, "Embed")
+    choose(browser, "Figure", "validation loss")
+    browser.get_by_text("figure=validation_loss").wait_for()
+    lines = browser.locator("pre.code").inner_text()
+    assert "run=sample" in lines and "smoothing=0.5" in lines and str(runs) not in lines
+    (tmp_path / "page.html").write_text(lines + f'<iframe src="{address}?run=sample"></iframe><iframe src="{address}?run=sample&figure=%3Cimg%20src%3Dx%3E"></iframe>')
+    browser.goto((tmp_path / "page.html").as_uri())  # a page of another origin
+    frame, page, wrong = (browser.frame_locator(f"iframe >> nth={i}") for i in range(3))
+    frame.get_by_text("sample · finished · step 60 of 60").wait_for()
+    assert frame.locator(".bk-Figure:visible").count() == 1 and frame.get_by_role("button", name="lane 0").count() == frame.get_by_role("button").count() == 1
+    page.get_by_text("A page of another site may show single figures only.").wait_for()
+    assert page.get_by_role("button").count() == 0 and page.get_by_role("link").get_attribute("href") == f"{address}?run=sample"
+    wrong.get_by_text("There is no figure named <img src=x>.").wait_for()
+    browser.goto(f"{address}?run=sample&figure=tree")
+    browser.evaluate("(src) => document.body.append(Object.assign(document.createElement('iframe'), {src, id: 'own'}))", f"{address}?run=sample")
+    browser.frame_locator("#own").get_by_role("button", name="Hold view").wait_for()  # a page of this server may
 
 
 def test_what_is_seen_can_be_kept(address, runs, browser, tmp_path):
@@ -291,7 +336,7 @@ def test_a_faulty_journal_is_told_of_and_read_when_it_is_good_again(address, run
             told.wait_for()
             assert told.inner_text().count(". ") == 1 and told.inner_text().endswith("This page tries again by itself.")
             assert browser.get_by_role("button", name="Report").is_disabled() and browser.locator(".bk-Figure").count() >= 6  # what was known stays
-            shows(other, "this machine", "busy")
+            shows(other, "CPU, memory", "GiB")
         finally: mend()
         told.wait_for(state="hidden")
         shows(browser, "step", "60")
@@ -341,13 +386,18 @@ def test_what_a_viewer_without_a_password_asks_is_not_done(serve, runs, browser,
 def test_with_a_password_commands_are_taken(serve, runs, browser, train):
     run = train(runs / "guarded", rate=20, steps=100_000)[1]
     address = serve(runs, "0.0.0.0", "--basic-auth", "a secret", "--cookie-secret", "another secret", "--basic-login-template", "dashboards/login.html")
+    kept = lambda: browser.evaluate("document.cookie.match(/next_url=([^;]*)/)[1]")
+    for elsewhere in ("///elsewhere.example/", "/.///elsewhere.example/"):  # the first passes Panel's own check
+        browser.goto(address.removesuffix("live") + "login?next=" + quote(elsewhere))
+        assert kept() == "/"
+    browser.goto(address + "?run=guarded&smoothing=0.5&filter=%5Eloss%3B%7C%22%25")
     for password in ("a guess", "a secret"):
-        browser.goto(address + "?run=guarded")
         browser.get_by_label("Name").fill("somebody")
         browser.get_by_label("Password").fill(password)
         press(browser, "Log in")
         if password == "a guess": browser.get_by_text("Invalid username or password!").wait_for()
     shows(browser, "status", "running")
+    in_link(browser, "/live?run=guarded&", "smoothing=0.5", 'filter=^loss;|"%')  # the link that was opened first
     press(browser, "Pause")
     wait_until(lambda: run.status() == "paused", "the run obeys")
     press(browser, "Resume")

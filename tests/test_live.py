@@ -189,7 +189,10 @@ def test_empty_then_a_run_appears(address, runs, browser, train):
     assert process.wait(PATIENCE) == 0
     wait_until(lambda: browser.get_by_role("button", name="Stop").is_disabled(), "nobody is there to obey, so the button is off")
     assert "run=first" in browser.url
-    validation = run.signals(["validation_loss"])["validation_loss"].min().item()
+    losses = run.signals(["validation_loss"])["validation_loss"]
+    validation, first = losses.min().item(), losses.isel(node=0)
+    browser.get_by_role("button", name=f"lr 1e-4 · best {first.min().item():.4g} at {first.argmin('step').item()}").wait_for()  # beside the lane, and in the table
+    assert f"{first.min().item():.3f} ({first.argmin('step').item()})" in browser.locator("tbody tr").first.inner_text()
     assert f"{validation:.3f} nats" in card(browser, "best validation loss").inner_text()
     assert f"{validation / np.log(2):.3f} bits/char" in card(browser, "best validation loss").inner_text()
 
@@ -198,6 +201,8 @@ def test_points_stream_in_and_the_run_obeys(address, runs, browser, train):
     process, run = train(runs / "obeys", at_once=300, rate=40, steps=100_000)
     browser.goto(f"{address}?run=obeys")
     shows(browser, "status", "running")
+    bar = browser.get_by_role("progressbar", name="steps")
+    assert re.fullmatch(r"step [\d,]+ of 100,000 · \d+% · 40 steps/s · \d+ min \d+ s left", bar.inner_text()) and bar.get_attribute("aria-valuemax") == "100000"
     before = points(browser)
     assert len(before) == 8
     until(browser, "models.some((m) => m.data?.smooth && m.data.step.at(-1) > argument + 40)", max(step for _, step in before))
@@ -206,6 +211,22 @@ def test_points_stream_in_and_the_run_obeys(address, runs, browser, train):
     assert after[7] == before[7] and "1 frozen" in card(browser, "lanes").inner_text()  # the lane that was too hot
     assert "frozen at step" in browser.locator("tbody tr").nth(7).inner_text()
     assert browser.locator("tbody tr").count() == 8
+
+    hold = browser.get_by_role("button", name="Hold view")
+    hold.focus()
+    browser.keyboard.press("Enter")  # the view pauses, and not the training
+    behind = browser.get_by_role("button", name=re.compile(r"Paused view: catch up \(\+\d\d"))
+    behind.wait_for()
+    held, headline = points(browser), browser.locator(".progress").inner_text()
+    browser.get_by_label("Log loss").click()  # what is held can be looked at in other ways
+    until(browser, "models.some((m) => m.type === 'Figure' && m.title.text === 'Training loss, nats per token (log)')")
+    last = run.rows_since(0, ["loss"])[1]
+    wait_until(lambda: run.rows_since(0, ["loss"])[1] > last, "the training goes on")
+    assert [step for _, step in points(browser)] == [step for _, step in held] and browser.locator(".progress").inner_text() == headline
+    behind.focus()
+    browser.keyboard.press("Enter")
+    hold.wait_for()
+    until(browser, "models.some((m) => m.data?.smooth && m.data.step.at(-1) > argument + 10)", max(step for _, step in held))
 
     press(browser, "Pause")
     shows(browser, "status", "paused")
@@ -281,6 +302,10 @@ def test_one_step_is_a_small_message_and_charts_can_be_explored(address, runs, b
     assert legend.count() == 8 and legend.first.inner_text().startswith("lr 1e-4")
     legend.first.click()
     until(browser, "models.filter((m) => m.type === 'GlyphRenderer' && !m.visible).length >= 5")
+    until(browser, "decodeURIComponent(location.href).includes('hidden=[1]')")
+    browser.reload()  # the link shows what its sender saw
+    until(browser, "models.filter((m) => m.type === 'GlyphRenderer' && !m.visible).length >= 5")
+    assert legend.first.get_attribute("aria-pressed") == "false" or "bk-active" not in legend.first.get_attribute("class")
 
 
 def test_what_a_monitor_read_is_drawn_as_it_was(address, runs, browser, train):
@@ -317,6 +342,7 @@ def test_what_a_monitor_read_is_drawn_as_it_was(address, runs, browser, train):
 
     browser.mouse.click(*spot(browser, strips, 100, 1.5))  # the strip of lane 1
     until(browser, "models.some((m) => m.type === 'Figure' && m.title.text === 'Regimes: how probable each is, lr 3e-4')")
+    until(browser, "location.search.includes('regimes=2')")
     mixture = next(data for data in sources(browser, "regime_learning"))
     assert mixture["step"] == list(range(200)) and np.allclose(np.sum([mixture[f"regime_{name}"] for name in REGIMES], axis=0), 1, atol=1e-3)
     for step in 20, 60, 100:
@@ -370,6 +396,9 @@ def test_dark_mode_reaches_the_charts_and_a_phone_shows_them(address, browser):
     browser.get_by_role("button", name=re.compile("theme|dark|mode", re.I)).first.click()
     until(browser, "models.find((m) => m.type === 'Figure').background_fill_color !== argument", light)
     assert light.lower() in ("#fff", "#ffffff") and fill().lower() == "#121212"
+    until(browser, "location.search.includes('theme=dark')")
+    browser.reload()  # the link is dark too
+    until(browser, "models.find((m) => m.type === 'Figure')?.background_fill_color === '#121212'")
     wait_until(lambda: brightness(ink()) > 200, "light letters")
     browser.set_viewport_size({"width": 390, "height": 844})  # a phone
     browser.wait_for_timeout(500)

@@ -267,13 +267,13 @@ def running_mean(parted, points=80):
 # %% ../../nbs/views/86f_branches.ipynb #be3a2cf3
 def comparison_figures(parted, a, b, batches="the same batches", weight=0.9):
     "Both losses aligned at the fork, and their mean paired difference with its 95 % interval."
-    upper = figure(title=f"Loss of nodes {a} and {b} on {batches}, nats per token", height=230, sizing_mode="stretch_width", tools="xbox_zoom,xpan,xwheel_zoom,reset,save", min_border_left=56)
+    upper = figure(title=f"Loss of nodes {a} and {b}, nats per token\non {batches}", height=246, sizing_mode="stretch_width", tools="xbox_zoom,xpan,xwheel_zoom,reset,save", min_border_left=56)
     for values, colour, name in ((parted.a, COLOURS[0], a), (parted.b, COLOURS[3], b)):
         smooth, keep = debiased(values, weight)[0], thin(values, values, 1000)
         upper.line(parted.steps[keep], values[keep], color=colour, alpha=0.25)
         upper.line(parted.steps[keep], smooth[keep], color=colour, width=2, line_dash="solid" if name == a else "dashed", legend_label=f"node {name}")
     steps, means, errors = running_mean(parted)
-    lower = figure(title=f"Mean of node {a} less node {b} since the fork at step {parted.at:,}, with its 95 % interval; below 0: {a} is better", height=190, sizing_mode="stretch_width", x_range=upper.x_range, tools="xbox_zoom,xpan,xwheel_zoom,reset,save", min_border_left=56)
+    lower = figure(title=f"Mean of node {a} less node {b} since the fork at step {parted.at:,}\nwith its 95 % interval; below 0: {a} is better", height=206, sizing_mode="stretch_width", x_range=upper.x_range, tools="xbox_zoom,xpan,xwheel_zoom,reset,save", min_border_left=56)
     half = quantile(0.975) * errors
     source = ColumnDataSource(dict(step=steps, mean=means, low=means - half, high=means + half))
     lower.add_layout(Band(base="step", lower="low", upper="high", source=source, fill_color=COLOURS[0], fill_alpha=0.2, line_color=None))

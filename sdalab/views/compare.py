@@ -158,7 +158,7 @@ def overlay(lines, metric="loss", axis="step", weight=0.9, log=False, looks=None
         (at, smooth, values), (colour, dash) = curve_of(line, metric, axis, weight), look_of(i) if looks is None else looks[line.name]
         kept = thin(values, values, POINTS)
         source = ColumnDataSource(dict(at=at[kept], value=values[kept], smooth=smooth[kept], name=[line.name] * len(kept)))
-        if metric != "validation_loss": fig.line("at", "value", source=source, color=colour, alpha=0.2)
+        if metric != "validation_loss": fig.line("at", "value", source=source, color=colour, alpha=0.2, legend_label=line.name)
         drawn = fig.line("at", "smooth", source=source, color=colour, line_dash=dash, width=2, legend_label=line.name)
         fig.add_tools(HoverTool(renderers=[drawn], tooltips=[("run", "@name"), (words, "@smooth{0.0000}"), (AXIS_WORDS[axis], "@at{0,0.[00]}")], visible=False))
     finish(fig, len(lines))
@@ -166,16 +166,20 @@ def overlay(lines, metric="loss", axis="step", weight=0.9, log=False, looks=None
 
 # %% ../../nbs/views/86j_compare.ipynb #81a381a8
 def finish(fig, count):
-    "The legend, where there is something in it."
+    "The legend, below the chart, where there is something in it."
     if not fig.legend: return
-    fig.legend.background_fill_alpha, fig.legend.label_text_font_size, fig.legend.click_policy = 0.6, "11px", "hide"
-    if count > 12: fig.legend.visible = False
+    legend = fig.legend[0]
+    columns = 2 if max(len(item.label.value) for item in legend.items) <= 20 else 1  # of names that fit beside each other on a phone
+    fig.center.remove(legend)
+    fig.add_layout(legend, "below")
+    legend.update(ncols=columns, location="left", border_line_alpha=0, background_fill_alpha=0, padding=4, spacing=0, click_policy="hide", visible=count <= 12)
+    if legend.visible: fig.height += 24 * math.ceil(count / columns)
 
 # %% ../../nbs/views/86j_compare.ipynb #93316a17
 def grouped_overlay(lines, by, metric="loss", axis="step", weight=0.9, log=False):
     "The mean of the lines that have the same value of a setting, with its 95 % interval over them."
     words = next(word for word, name in METRICS.items() if name == metric)
-    fig = axis_figure(f"{words[0].upper()}{words[1:]}: mean and 95 % interval by {by}", axis, y_axis_type="log" if log else "linear", y_range=loss_range(lines, metric, log))
+    fig = axis_figure(f"{words[0].upper()}{words[1:]}: mean and 95 % interval\nby {by}", axis, y_axis_type="log" if log else "linear", y_range=loss_range(lines, metric, log))
     groups = {}
     for line in lines: groups.setdefault(repr(line.settings.get(by)), []).append(line)
     for i, (value, members) in enumerate(groups.items()):
@@ -204,7 +208,7 @@ def parallel(table, settings, result):
     "Parallel coordinates: one line a run through its settings to its result, dark where the result is low."
     names = [*settings, result]
     fine = table[np.isfinite(table[result].astype(float))]
-    fig = figure(title=f"From settings to {result}: the darker, the lower", height=260, sizing_mode="stretch_width", tools="save", x_range=(-0.2, len(names) - 0.8), y_range=(-0.1, 1.12), min_border_left=56, min_border_right=60)
+    fig = figure(title=f"From settings to {result}:\nthe darker, the lower", height=260, sizing_mode="stretch_width", tools="save", x_range=(-0.2, len(names) - 0.8), y_range=(-0.1, 1.12), min_border_left=56, min_border_right=60)
     place = {name: scaled(fine[name].astype(float)) for name in names}
     shade = [Cividis256[int(220 * value)] for value in place[result]]
     source = ColumnDataSource(dict(xs=[list(range(len(names)))] * len(fine), ys=[[place[name].iloc[i] for name in names] for i in range(len(fine))], colour=shade, run=fine["run"]))
@@ -235,7 +239,9 @@ class CompareView(pn.viewable.Viewer):
     log_y = param.Boolean(False, doc="logarithmic vertical axis")
     everything = param.Boolean(False, doc="all settings, also those that are the same for all")
     result = param.Selector(default="lowest validation loss", objects=list(RESULTS), doc="what scatter and parallel coordinates end in")
-    LINKED = "runs", "metric", "axis", "by", "smoothing", "log_y", "everything", "result"
+    hidden = param.List(default=[], item_type=str, doc="lines that a click on their name took away")
+    sort = param.List(default=[], item_type=list, doc="columns that the table is sorted by, each with asc or desc")
+    LINKED = "hidden", "sort", "runs", "metric", "axis", "by", "smoothing", "log_y", "everything", "result"  # what a link says is set in this order
 
     def __init__(self, runs=(), moments_of=None, names_of=None, **params):
         found = [] if moments_of else [run if isinstance(run, Run) else Run(run) for run in runs]
@@ -265,6 +271,7 @@ def _make_layout(self: CompareView):
     text, column = dict(stylesheets=[STYLE], sizing_mode="stretch_width", margin=(4, 12)), dict(stylesheets=[TALL], sizing_mode="stretch_width")
     self.message, self.drawing = Words("", **text), pn.Column(margin=0, **column)
     self.table = pn.widgets.Tabulator(pd.DataFrame(), disabled=True, show_index=False, sizing_mode="stretch_width", layout="fit_data_fill", pagination="local", page_size=20, margin=(6, 12), theme="simple", header_filters=True, visible=False)
+    self.table.param.watch(lambda event: self.param.update(sort=[[one["field"], one["dir"]] for one in event.new]), "sorters")
     w = self.widgets
     self.view = pn.Column(pn.FlexBox(self.pick, w["metric"], w["axis"], self.group, w["smoothing"], w["log_y"], align_items="center"), self.message, self.drawing, pn.FlexBox(w["result"], w["everything"], align_items="center"), self.table, margin=0, **column)
 
@@ -302,11 +309,25 @@ def _draw(self: CompareView):
     table = table_of(self.lines, self.everything)
     self._offer(table)
     if not table.round(4).equals(self.table.value): self.table.value = table.round(4)
+    if self.sort and not self.table.sorters: self.table.sorters = [dict(field=one[0], dir=one[1]) for one in self.sort if len(one) == 2 and one[0] in list(table) and one[1] in ("asc", "desc")]
     look = dict(metric=self.metric, axis=self.axis, weight=self.smoothing, log=self.log_y)
     figures = [grouped_overlay(self.lines, self.by, **look) if self.by else overlay(self.lines, looks=self.looks, **look)]
+    self._keep_hidden(figures[0])
     numbers = differing_numbers(table)
     if numbers and self.result in table and np.isfinite(table[self.result].astype(float)).sum() > 1: figures.append(Column(scatter(table, self.by if self.by in numbers else numbers[0], self.result, self.looks), parallel(table, numbers[:6], self.result), sizing_mode="stretch_width", stylesheets=[InlineStyleSheet(css=GRID)]))
     self.drawing[:] = [pn.pane.Bokeh(fig, sizing_mode="stretch_width") for fig in figures]
+
+@patch
+def _keep_hidden(self: CompareView, fig):
+    "A line that was taken away stays away when the figure is drawn again."
+    for item in fig.legend[0].items if fig.legend else ():
+        for renderer in item.renderers:
+            renderer.visible = item.label.value not in self.hidden
+            renderer.on_change("visible", lambda attr, old, new, name=item.label.value: self._take_away(name, not new))
+
+@patch
+def _take_away(self: CompareView, name, away):
+    if away != (name in self.hidden): self.hidden = [*self.hidden, name] if away else [one for one in self.hidden if one != name]
 
 @patch
 def _offer(self: CompareView, table):

@@ -6,9 +6,9 @@ Docs: https://sdalab.github.io/sdalab/views/following.html.md"""
 
 # %% auto #0
 __all__ = ['LIVE', 'GROUPS', 'REGIMES', 'PROBABILITIES', 'SENSES', 'SIGNALS', 'PLOTTED', 'STORED', 'UNREADABLE', 'HASTE', 'log',
-           'SHORT', 'Column', 'Series', 'Mark', 'Moment', 'clean', 'explain', 'sample_run', 'fork_and_lane',
-           'settings_of', 'rows_of', 'common_rate', 'Tail', 'Entry', 'find_runs', 'Watch', 'debiased', 'thin',
-           'short_number', 'short_setting', 'differing', 'lane_labels', 'last_finite']
+           'SHORT', 'Column', 'Series', 'Mark', 'Moment', 'with_columns', 'clean', 'explain', 'sample_run',
+           'fork_and_lane', 'settings_of', 'rows_of', 'common_rate', 'Tail', 'Entry', 'find_runs', 'Watch', 'debiased',
+           'thin', 'short_number', 'short_setting', 'differing', 'lane_labels', 'last_finite', 'lowest_at']
 
 # %% ../../nbs/views/86a_following.ipynb #following02
 import json
@@ -85,6 +85,7 @@ class Series:
     senses: dict = field(default_factory=dict)  # column -> one value a step; NaN where the monitor said nothing
     alarms: np.ndarray = field(default_factory=lambda: np.empty((0, 2)))  # steps and the index at each
     more: dict = field(default_factory=dict)  # further columns that somebody looks at -> one value a step
+    left: tuple = ()  # of Series: what the run went back over, each time that it did
 
 # %% ../../nbs/views/86a_following.ipynb #20101502
 @dataclass(frozen=True)
@@ -130,6 +131,16 @@ class Moment:
         "Training tokens of one step of one lane; 1 where the configuration does not say."
         model = self.config.get("model" if self.config.get("engine", "stacked") == "stacked" else "module") or {}
         return (self.config.get("rows") or 1) * (self.config.get("window") or model.get("context") or 1)
+
+# %% ../../nbs/views/86a_following.ipynb #f0a94c11
+def with_columns(moment, later):
+    "A moment, with the further columns that have been read since; as it was, where a run has gone back in between."
+    known, made = {one.key: one for one in later.series}, []
+    for one in moment.series:
+        n, other = len(one.step), known.get(one.key)
+        same = other is not None and set(other.more) - set(one.more) and np.array_equal(other.time[:n], one.time)
+        made.append(replace(one, more={name: values[:n] for name, values in other.more.items()}) if same else one)
+    return replace(moment, series=tuple(made)) if any(a is not b for a, b in zip(made, moment.series)) else moment
 
 # %% ../../nbs/views/86a_following.ipynb #bd8da297
 def clean(text):
@@ -237,6 +248,7 @@ def _restart(self: Tail, collapses=(), more=frozenset()):
     self._nodes, self._columns, self._frozen, self._owner = {}, {}, {}, {}
     self._reached, self._collapses, self._ends, self._stale = {}, collapses, {}, False
     self._sensed, self._alarms, self._marks, self._failed, self._discarded = frozenset(), {}, (), {}, frozenset()
+    self._left, self._once_main = {}, {}  # of main lines, by key: columns of what a node had taken when it was left; series that it left whole
 
 @patch
 def look(self: Tail):
@@ -306,8 +318,14 @@ def _find_owners(self: Tail):
     for node, facts in self._nodes.items():
         if node not in self._owner: self._owner[node] = self._fork_of(node, facts), math.inf
     for key, _ in self._owner.values():
-        if key not in self._columns: self._columns[key] = {name: Column("f4" if name in SENSES or name in self._read_more else float) for name in (*PLOTTED, *SENSES, *self._read_more)}
+        if key not in self._columns: self._columns[key] = self._new_columns()
+    self._once_main = {}
+    for key in self._columns:
+        if not self._is_main(key) and self._nodes[key]["fork"] in (0, *self._collapses): self._once_main.setdefault(lineage(table, key)[0], []).append(key)
     self._stale = any(self._reached.get(node, {}).get("reached", -1) >= until for node, (_, until) in self._owner.items())
+
+@patch
+def _new_columns(self: Tail): return {name: Column("f4" if name in SENSES or name in self._read_more else float) for name in (*PLOTTED, *SENSES, *self._read_more)}
 
 @patch
 def _fork_of(self: Tail, node, facts):
@@ -334,7 +352,9 @@ def _take_rows(self: Tail, db):
         own = rows["node"] == node
         self._note_reached(int(node), rows, own)
         key, until = self._owner[int(node)]
-        if until != math.inf: own = own & (rows["step"] < until)
+        if until != math.inf:
+            left, own = own & (rows["step"] >= until), own & (rows["step"] < until)
+            if left.any(): self._append(self._left.setdefault(key, {}).setdefault(int(node), self._new_columns()), rows, left)
         if own.any(): self._append(self._columns[key], rows, slice(None) if own.all() else own)
 
 @patch
@@ -383,10 +403,15 @@ def _told_nodes(self: Tail):
 
 @patch
 def _series(self: Tail, key):
-    facts, columns = self._nodes[key], {name: column.values for name, column in self._columns[key].items()}
-    plotted, senses, more = ({name: columns[name] for name in names} for names in (PLOTTED, SENSES, self._read_more))
     alarms = self._alarms.get(key, Column()).values.reshape(-1, 2)
-    return Series(key=key, lane=facts["lane"], settings=settings_of(facts, self._is_main(key)), frozen_at=self._frozen.get(key), main=self._is_main(key), senses=senses, alarms=alarms, more=more, **plotted)
+    left = (*(self._made(node, columns, main=False) for node, columns in self._left.get(key, {}).items()), *map(self._series, self._once_main.get(key, ())))
+    return self._made(key, self._columns[key], self._is_main(key), frozen_at=self._frozen.get(key), alarms=alarms, left=left)
+
+@patch
+def _made(self: Tail, node, columns, main, frozen_at=None, **more):
+    facts, columns = self._nodes[node], {name: column.values for name, column in columns.items()}
+    plotted, senses, further = ({name: columns[name] for name in names} for names in (PLOTTED, SENSES, self._read_more))
+    return Series(key=node, lane=facts["lane"], settings=settings_of(facts, main), frozen_at=frozen_at, main=main, senses=senses, more=further, **plotted, **more)
 
 # %% ../../nbs/views/86a_following.ipynb #6827984d
 @dataclass(frozen=True)
@@ -568,3 +593,11 @@ def last_finite(values):
     for value in values[::-1]:
         if math.isfinite(value): return float(value)
     return None
+
+def lowest_at(values):
+    "The place of the lowest value that is a number, or None."
+    if not len(values): return None
+    at = int(values.argmin())  # of something that is no number, where there is any
+    if math.isfinite(values[at]): return at
+    sound = np.isfinite(values)
+    return int(np.where(sound, values, np.inf).argmin()) if sound.any() else None

@@ -21,7 +21,7 @@ import panel_material_ui as pmui
 import param
 from ..journal.reader import Run, fetch, reading
 from ..journal.tree import main_ends
-from .branches import TreePicture, decision_words, legend, paths
+from .branches import TreePicture, decision_words, legend, path_to, paths
 from .curves import TALL
 from .following import (PROBABILITIES, SENSES, SIGNALS, UNREADABLE, Mark, Moment, Series, common_rate, explain, rows_of, settings_of)
 from .now import STYLE, THEN, RunView, Words, brief
@@ -80,11 +80,12 @@ def at(self: Past, when):
     nodes = {node: self._as_known(node, facts, when, known) for node, facts in self.nodes.items() if facts["created"] <= when}
     table = pd.DataFrame([dict(node=node, **{name: facts[name] for name in ("lane", "parent", "fork", "first_step")}) for node, facts in nodes.items()], columns=["node", "lane", "parent", "fork", "first_step"]).set_index("node")
     table["parent"] = table["parent"].astype("Int64")
-    ends = main_ends(table, [fork for at, fork in self._collapses if at <= when]) if nodes else {}
+    collapses = [fork for at, fork in self._collapses if at <= when]
+    ends = main_ends(table, collapses) if nodes else {}
     owner = self._owners(nodes, ends)
     if when < self._before[0] or any(owner.get(node) != before for node, before in self._before[1].items()): self.generation += 1
     self._before = when, owner
-    series = self._series(nodes, owner, known)
+    series = self._series(nodes, owner, known, collapses)
     marks = tuple(replace(mark, key=owner.get(event["node"], (None,))[0]) for mark, event in zip(self._marks, self.events) if event["wall_time"] <= when)
     over = known == len(self.times)
     sensed = frozenset(what for what, name in (("index", "uncertainty_index"), ("regimes", PROBABILITIES[0])) if any(np.isfinite(one.senses[name]).any() for one in series))
@@ -112,23 +113,31 @@ def _owners(self: Past, nodes, ends):
     return found
 
 @patch
-def _series(self: Past, nodes, owner, known):
+def _series(self: Past, nodes, owner, known, collapses):
     members, made = {}, []
     for node in nodes: members.setdefault(owner[node][0], []).append(node)
     for key, own in sorted(members.items(), key=lambda one: (nodes[one[0]]["parent"] is not None, one[0])):
-        at = np.concatenate([self._rows_of(node, owner[node][1], known) for node in own])
-        main, rows = nodes[key]["parent"] is None, {name: self.rows[name][at] for name in SIGNALS}
-        step, times, seen = self.rows["step"][at], self.times[at], np.isfinite(rows["validation_loss"])
+        one = self._made(nodes, key, np.concatenate([self._rows_of(node, owner[node][1], known) for node in own]), main=nodes[key]["parent"] is None)
         frozen = next((int(nodes[node]["last_step"]) for node in own if nodes[node]["outcome"] == "frozen"), None)
-        alarms = [(event["step"], json.loads(event["detail"]).get("index", math.nan)) for event in self.events if event["kind"] == "alarm" and owner.get(event["node"], (None,))[0] == key and event["wall_time"] <= (times[-1] if len(times) else -NEVER)]
-        made.append(Series(key, nodes[key]["lane"], settings_of(nodes[key], main), step, times, rows["loss"], rows["gradient_norm"], common_rate(rows, slice(None)), step[seen], times[seen], rows["validation_loss"][seen], frozen, main,
-                           {name: rows[name] for name in SENSES}, np.array(alarms, dtype=float).reshape(-1, 2), {name: self.rows[name][at] for name in self.more}))
-    return tuple(made)
+        alarms = [(event["step"], json.loads(event["detail"]).get("index", math.nan)) for event in self.events if event["kind"] == "alarm" and owner.get(event["node"], (None,))[0] == key and event["wall_time"] <= (one.time[-1] if len(one.time) else -NEVER)]
+        left = [self._made(nodes, node, rows, main=False) for node in own if len(rows := self._rows_of(node, owner[node][1], known, after=True))]
+        made.append(replace(one, frozen_at=frozen, alarms=np.array(alarms, dtype=float).reshape(-1, 2), left=tuple(left)))
+    once = [one for one in made if not one.main and nodes[one.key]["fork"] in (0, *collapses)]
+    return tuple(replace(one, left=(*one.left, *(other for other in once if path_to(nodes, other.key)[0] == one.key))) if one.main else one for one in made)
 
 @patch
-def _rows_of(self: Past, node, until, known):
+def _made(self: Past, nodes, key, at, main):
+    "A series of some rows."
+    rows, step, times = {name: self.rows[name][at] for name in SIGNALS}, self.rows["step"][at], self.times[at]
+    seen = np.isfinite(rows["validation_loss"])
+    return Series(key, nodes[key]["lane"], settings_of(nodes[key], main), step, times, rows["loss"], rows["gradient_norm"], common_rate(rows, slice(None)), step[seen], times[seen], rows["validation_loss"][seen], None, main,
+                  {name: rows[name] for name in SENSES}, more={name: self.rows[name][at] for name in self.more})
+
+@patch
+def _rows_of(self: Past, node, until, known, after=False):
+    "The known rows of a node before the step at which its series leaves it, or after it."
     own = self._of[node][:np.searchsorted(self._of[node], known)]
-    return own[self.rows["step"][own] < until]
+    return own[(self.rows["step"][own] < until) != after]
 
 @patch
 def _files(self: Past, nodes, when):
@@ -156,6 +165,7 @@ class ReplayView(pn.viewable.Viewer):
         run = Run(run) if run is not None and not isinstance(run, Run) else run
         self.run_of, self.asking, self.key_of, self.past, self.loaded, self.playing, self._timer, self.worker = run_of or (lambda: run), asking, key_of, None, (None, 0.0), False, None, None
         self.picture, self.now = TreePicture(), RunView(source=lambda names: None)
+        self.parts = (self.now,)
         self._make_layout()
         self.param.watch(lambda event: self._show_at(), "at")
         self.now.param.watch(lambda *events: self._show_at(), ["group", "filter", "pinned"])

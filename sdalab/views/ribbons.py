@@ -43,7 +43,7 @@ legend.setv({text: there ? text.replace('&nbsp;', `at step ${steps[i].toLocaleSt
 """
 UNREAD_MIXTURE = "legend.setv({text: legend.tags[0]}, {sync: false})"
 LEGEND_STYLE = """
-:host { font-size: 13px; margin: 10px 12px 0; width: 100%; }
+:host { font-size: 13px; margin: 10px 12px 0; width: 100%; min-width: min(300px, 85vw); }
 .regimes { font-variant-numeric: tabular-nums; display: flex; flex-wrap: wrap; gap: 2px 10px; align-items: center; }
 .regimes span { white-space: nowrap; }
 .regimes i { display: inline-block; width: 14px; height: 14px; margin-right: 6px; vertical-align: -2px; border-radius: 2px; }
@@ -230,9 +230,10 @@ class Mixture:
 class SenseCharts:
     "The index and the regimes below the other charts, with their steps, their lanes and their pointer."
 
-    def __init__(self, charts, moment):
-        self.charts, self.shown, self.filled, self.moment = charts, moment.sensed, None, moment
-        self.feeds, self.mixture, self.chosen = [SenseFeed() for _ in charts.keys], Mixture(), 0 if len(charts.keys) == 1 else None
+    def __init__(self, charts, moment, shown=None, key=None):  # shown: of "index" and "regimes"; key: of the lane whose regimes are shown whole
+        self.charts, self.shown, self.filled, self.moment = charts, moment.sensed if shown is None else shown, None, moment
+        self.feeds, self.mixture, self.heard = [SenseFeed() for _ in charts.keys], Mixture(), []  # heard: called when another lane is chosen
+        self.chosen = charts.keys.index(key) if key in charts.keys else 0 if len(charts.keys) == 1 else None
         self.floor = ColumnDataSource(dict(step=[], y=[]))
         self._names, self._loss = charts.labels, charts.top.children[0]
         self._made = {}
@@ -247,7 +248,7 @@ def _head(self: SenseCharts):
     text = f'<div class="regimes">{spans}<span class="step">&nbsp;</span></div>'
     self.legend = Div(text=text, tags=[text], sizing_mode="stretch_width", stylesheets=[InlineStyleSheet(css=LEGEND_STYLE)])
     if len(self._names) == 1: return self.legend
-    self.select = Select(title="Regimes of", value="", options=[("", EVERY), *((str(i), cut(name, 40)) for i, name in enumerate(self._names))],
+    self.select = Select(title="Regimes of", value="" if self.chosen is None else str(self.chosen), options=[("", EVERY), *((str(i), cut(name, 40)) for i, name in enumerate(self._names))],
                          stylesheets=[InlineStyleSheet(css=SELECT_STYLE)])
     self.select.on_change("value", lambda attr, old, new: self.choose(int(new) if new else None))
     return Row(self.select, self.legend, sizing_mode="stretch_width", stylesheets=[InlineStyleSheet(css=":host { flex-wrap: wrap; }")])
@@ -259,6 +260,7 @@ def choose(self: SenseCharts, lane):
     self.chosen, self.mixture.sent = lane, 0
     self.feed(self.moment)
     self._arrange()
+    for call in self.heard: call()
 
 @patch
 def _arrange(self: SenseCharts):
@@ -288,7 +290,7 @@ def _make_index(self: SenseCharts):
 @patch
 def _make_strips(self: SenseCharts):
     count = len(self._names)
-    title, height = "Regimes: the most probable one of each lane, stronger where it is surer", max(120, 62 + ROOM * count)
+    title, height = "Regimes: the most probable one, paler if unsure", max(120, 62 + ROOM * count)
     fig = self.charts.empty_figure(title, height=height, y_range=Range1d(count, 0))
     for i, (feed, drawn) in enumerate(zip(self.feeds, self.charts.renderers)):
         bar = Quad(left="left", right="right", bottom=i + 0.9, top=i + 0.1, fill_color="colour", fill_alpha="alpha", line_color=None)
