@@ -238,7 +238,7 @@ def viewer_rows(browser, address: str, process):
         page.goto(f"{address}?run=eight")
     for page in pages:
         page.wait_for_selector(".bk-Figure", timeout=120_000)
-    time.sleep(3)
+    pages[0].wait_for_timeout(3000)  # not asleep: what comes meanwhile is counted before
     server, sent, start = psutil.Process(process.pid), len(frames), time.perf_counter()
     before = sum(server.cpu_times()[:2])
     pages[0].wait_for_timeout(20_000)

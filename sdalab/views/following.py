@@ -236,7 +236,7 @@ class Tail:
         self.run_dir, self.key, self.generation, self.created = Path(run_dir), key or Path(run_dir).name, 0, None
         self.now = None  # the last Moment; None before the first look
         self.wanted = frozenset()  # columns that somebody looks at beside SIGNALS
-        self.replaced = None  # Unix time
+        self.replaced, self._news = None, None  # Unix time; what the last Moment was made from
         self._restart()
 
 # %% ../../nbs/views/86a_following.ipynb #639bd153
@@ -252,7 +252,7 @@ def _restart(self: Tail, collapses=(), more=frozenset()):
 
 @patch
 def look(self: Tail):
-    "Reads on and publishes a new moment; a problem is published with the last data, and what was read so far is read again after it, for it may be half of something."
+    "Reads on and publishes a new moment, or the same one where nothing is new; a problem is published with the last data, and what was read so far is read again after it, for it may be half of something."
     try:
         self.now = self._read()
     except UNREADABLE as problem:
@@ -280,9 +280,13 @@ def _read(self: Tail):
     for command in commands:
         if command["status"] == "pending" and not alive: command["status"] = "expired"
     status = "killed" if facts["status"] in LIVE and not alive else facts["status"]
+    nodes = self._told_nodes()
+    news = self.generation, self._rowid, self._event, status, facts["progress"], commands, files, nodes, alive, self.replaced
+    if self.now and not self.now.problem and news == self._news: return self.now
+    self._news = news
     series = tuple(self._series(key) for key in sorted(self._columns, key=lambda key: (not self._is_main(key), key)))
     return Moment(self.key, facts["config"], status, facts["progress"], series, tuple(commands), self._updated, facts["created"], self.generation,
-                  sensed=self._sensed, marks=self._marks, failed=dict(self._failed), nodes=self._told_nodes(), files=tuple(files), ends=self._ends, discarded=self._discarded, held=alive, replaced=self.replaced)
+                  sensed=self._sensed, marks=self._marks, failed=dict(self._failed), nodes=nodes, files=tuple(files), ends=self._ends, discarded=self._discarded, held=alive, replaced=self.replaced)
 
 @patch
 def _again(self: Tail, db):
@@ -441,7 +445,7 @@ def find_runs(root, known):
 class Watch:
     "Follows the runs of one folder for all viewers, from one thread that rests when nobody looks. Who follows something else overrides `WHAT`, `find` and `tail`."
     WHAT = "run"
-    PERIOD = 0.4  # seconds between looks at a run
+    PERIOD = 0.6  # seconds between looks at a run
     LIST_EVERY = 2.0  # seconds between looks for new runs
     PATIENCE = 10.0  # seconds after which a run that nobody asks for is forgotten
 

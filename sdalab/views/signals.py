@@ -88,6 +88,7 @@ def refill(self: SignalFeed, rows, weight, window, place):
     step, time, values = rows
     self.take(values, weight)
     at, smooth = self.at.values, self.smooth.values
+    if not len(at) and not len(self.source.data["step"]): return  # not read yet
     where = place(step[at], time[at])
     first, last = span_of(where, window)
     shown = at[first:last]
