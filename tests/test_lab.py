@@ -63,6 +63,17 @@ def fill(page, label, value):
     field.press("Tab")
 
 
+def point(page, title, x, y, words, act="move"):
+    "Points at a place of a figure, or clicks it, until words appear: a figure that still takes its place may not be there yet."
+    def seen():
+        across, down = spot(page, title, x, y)
+        page.mouse.move(across, down - 2)
+        getattr(page.mouse, act)(across, down)
+        page.wait_for_timeout(1000)
+        return page.get_by_text(words).count()
+    wait_until(seen, words)
+
+
 def open_panel(page):
     "Opens the panel for branching by hand."
     page.get_by_role("button", name="Branch by hand").click()
@@ -83,16 +94,13 @@ def in_link(page, *parts):
 def test_the_tree_tells_why_and_compares(address, runs, browser):
     browser.goto(f"{address}?run=sample")
     shows(browser, "status", "finished")
-    browser.wait_for_timeout(500)  # the figures take their places
-    browser.mouse.click(*spot(browser, "Time goes", 24, 3))  # the tree stands over the charts too: a node leads to what is known of it
-    browser.get_by_text("Node 3", exact=True).wait_for()
+    point(browser, "Time goes", 24, 3, "Node 3", "click")  # the tree stands over the charts too: a node leads to what is known of it
     in_link(browser, "view=tree", "node=3")
     browser.goto(f"{address}?run=sample")  # what the run went back over is drawn too
     browser.get_by_text("Pale dots: steps that the run went back over.").wait_for()
     left = sources(browser, "validated_at")[0]
     assert left["at"] == [list(range(20, 40))] and left["validated_at"] == [[29, 39]]
-    browser.mouse.move(*spot(browser, "Training loss", 35, left["loss"][0][15]))
-    browser.get_by_text("steps 20 to 39, which the run went back over").first.wait_for()
+    point(browser, "Training loss", 35, left["loss"][0][15], "steps 20 to 39, which the run went back over")
     browser.goto(f"{address}?run=sample&view=tree")
     until(browser, "models.some((m) => m.data?.outcome === undefined && m.data?.decision?.length === 5)")
     drawn = next(data for data in sources(browser, "decision") if len(data["node"]) == 5)
@@ -105,8 +113,7 @@ def test_the_tree_tells_why_and_compares(address, runs, browser):
     in_link(browser, "other=1")
     browser.reload()
     browser.get_by_text("Since step 20: node 4 less node 1 is").wait_for()  # the link shows what its sender saw
-    browser.mouse.click(*spot(browser, "Time goes", 24, 3))  # the last branch
-    browser.get_by_text("Node 3", exact=True).wait_for()
+    point(browser, "Time goes", 24, 3, "Node 3", "click")  # the last branch
     in_link(browser, "node=3")
 
 
@@ -155,11 +162,11 @@ def test_a_form_takes_valid_decisions_only(address, browser):
     unset = browser.get_by_label("clip norm", exact=True)
     assert unset.input_value() == "" and browser.get_by_label("learning rate scale", exact=True).input_value() == "1"
     fill(browser, "clip norm", "0.00002")
-    assert unset.input_value() == "0.00002"
+    wait_until(lambda: unset.input_value() == "0.00002", "what was typed")
     press(browser, "Add this future")
     browser.get_by_text("clip_norm=2e-05").wait_for()
     fill(browser, "learning rate scale", "")  # emptied: as it is
-    assert unset.input_value() == ""
+    wait_until(lambda: unset.input_value() == "", "nothing")
     fill(browser, "reset warmup", 20)
     press(browser, "Add this future")
     browser.get_by_text("belongs to a reset").wait_for()
