@@ -445,7 +445,7 @@ def find_runs(root, known):
 class Watch:
     "Follows the runs of one folder for all viewers, from one thread that rests when nobody looks. Who follows something else overrides `WHAT`, `find` and `tail`."
     WHAT = "run"
-    PERIOD = 0.6  # seconds between looks at a run
+    PERIOD = 0.5  # seconds between looks at a run
     LIST_EVERY = 2.0  # seconds between looks for new runs
     PATIENCE = 10.0  # seconds after which a run that nobody asks for is forgotten
 
