@@ -270,7 +270,7 @@ SENSES = {kind.name: kind for kind in (EveryStep, Activity, Edge, Ranks, Critica
 
 # %% ../../nbs/regime/39a_monitor.ipynb #39963176
 BUDGETS = {'light': 0.03, 'default': 0.1, 'full': 1.0}
-CLOCKED = 0.75 # of what sensing costs; runs with and without it gave 0.6 (a busy machine) to 1, on steps of 12 to 14 ms
+CLOCKED = 0.75 # of what sensing costs; runs with and without it gave 0.67 to 0.84, on steps of 12 ms
 OFTEN = 0.8 # of what may be spent, up to which the every-step senses stay at every step
 
 class Ledger:
