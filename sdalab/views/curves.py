@@ -7,8 +7,9 @@ Docs: https://sdalab.github.io/sdalab/views/curves.html.md"""
 # %% auto #0
 __all__ = ['COLOURS', 'DASHES', 'LANES', 'GREY', 'SCREEN', 'DOT', 'DOTS', 'BURST', 'ROWS', 'CALM', 'READ', 'UNREAD', 'NAME',
            'HIDE', 'HINT', 'ALONE', 'LEFT', 'TITLES', 'TALL', 'GRID', 'LEGEND_STYLE', 'HEAD_STYLE', 'CSS_DASHES',
-           'AXES', 'AXIS_WORDS', 'MARKS', 'HEIGHTS', 'MOST_MARKS', 'Look', 'ruler', 'look_of', 'finite', 'short',
-           'places', 'wired', 'span_of', 'ceiling', 'LaneFeed', 'Charts']
+           'AXES', 'AXIS_WORDS', 'MARKS', 'HEIGHTS', 'MOST_MARKS', 'Look', 'ruler', 'look_of', 'span_of', 'ceiling',
+           'Viewport', 'milestone', 'crowd', 'smooth_of', 'shown_rows', 'new_rows', 'new_validations', 'LaneFeed',
+           'Charts', 'best_of', 'bests']
 
 # %% ../../nbs/views/86b_curves.ipynb #curves02
 import math
@@ -19,7 +20,8 @@ from bokeh.models import (BoxZoomTool, CheckboxButtonGroup, Column, ColumnDataSo
                           InlineStyleSheet, Label, Line, LinearScale, MultiLine, Node, NumeralTickFormatter, DatetimeTickFormatter,
                           PanTool, Range1d, ResetTool, SaveTool, Scatter, Span, WheelZoomTool)
 from bokeh.plotting import figure
-from .following import Column as Rows, debiased, differing, lane_labels, lowest_at, thin
+from .following import Lowest, Smooth, debiased, derived, differing, lane_labels, thin
+from .wire import DIRECT, Packet, Source, finite, places, short, wired
 from fastcore.basics import patch
 
 # %% ../../nbs/views/86b_curves.ipynb #bd6020ab
@@ -111,26 +113,6 @@ def look_of(index):
     "Colour and dash of a lane."
     return COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
 
-# %% ../../nbs/views/86b_curves.ipynb #83d08a03
-def finite(values):
-    "What Bokeh draws as a gap where there is no number."
-    return np.where(np.isfinite(values), values, np.nan)
-
-# %% ../../nbs/views/86b_curves.ipynb #44e7807f
-def short(values):
-    "Plain numbers of six digits, which are fewer bytes on the wire."
-    return [float(f"{value:.6g}") for value in finite(np.asarray(values, dtype=float)).tolist()]
-
-# %% ../../nbs/views/86b_curves.ipynb #464dac65
-def places(values):
-    "Places on an axis as plain numbers; times of day need more than six digits."
-    return [float(f"{value:.15g}") for value in np.asarray(values, dtype=float).tolist()]
-
-# %% ../../nbs/views/86b_curves.ipynb #71e8ee7f
-def wired(values, dtype="f8"):
-    "An array as the browser reads it; short ones as plain numbers, for it cannot read an empty one."
-    return np.asarray(values).astype(dtype) if len(values) > 256 else (places if dtype == "f8" else short)(values)
-
 # %% ../../nbs/views/86b_curves.ipynb #04bb74bb
 def span_of(places, window):
     "First and last position of the rows inside a window, and one beyond on each side."
@@ -144,84 +126,123 @@ def ceiling(corpus):
     vocabulary = corpus.get("vocabulary")
     return None if not vocabulary else 1.15 * math.log(vocabulary)
 
+# %% ../../nbs/views/86b_curves.ipynb #viewpor1
+class Viewport(NamedTuple):
+    "What is shown of a moment, and the way to the browser."
+    moment: object
+    axis: str = "step"  # of AXES
+    window: tuple | None = None  # places on the axis; None: all
+    weight: float = 0.9  # of the past in the moving average
+    wire: object = DIRECT
+
+    @property
+    def place(self): return ruler(self.moment, self.axis)
+
+    def once(self, make, *about):
+        "Columns that are the same for every viewer who looks through the same viewport."
+        return self.moment.once((make, *about, self.axis, self.window, self.weight), lambda: make(self, *about))
+
+    def series(self, key):
+        "The series of a key."
+        return self.moment.by_key[key]
+
+    def seen(self, step, time):
+        "Places of rows, and which of them the window shows: first and last."
+        at = self.place(step, time)
+        return at, *span_of(at, self.window)
+
+    def before_end(self, step, time):
+        "Whether a row is to be seen, or a later window would begin with it."
+        return self.window is None or bool(self.place(step, time) <= self.window[1])
+
+# %% ../../nbs/views/86b_curves.ipynb #viewpor2
+def milestone(rows):
+    "A number that is another one a twelfth further on, at least BURST rows and at most 900: there all viewers thin what they show, so that it is done once for all."
+    if rows < 12 * BURST: return rows // BURST
+    return -int(math.log(rows) / math.log(13 / 12)) if rows < 12 * 900 else rows // 900
+
+def crowd(shown, sent, thinned):
+    "Whether there is more on the screen than it can show, or its end is drawn much denser than the rest: rows in the browser, seen, and seen at the last refill."
+    return shown > SCREEN or sent > SCREEN and milestone(sent) != milestone(thinned)
+
+def smooth_of(series, weight):
+    "The smoothed loss of a series, one a step."
+    return derived(series, "loss", Smooth, weight).of(series.loss)
+
+def shown_rows(port, key):
+    "All rows of a lane in the window, thinned, and its validations."
+    series = port.series(key)
+    at, first, last = port.seen(series.step, series.time)
+    chosen = first + thin(series.loss[first:last], series.gradient_norm[first:last], SCREEN // 2)
+    data = dict(loss=series.loss, smooth=smooth_of(series, port.weight), gradient_norm=series.gradient_norm, learning_rate=series.learning_rate)
+    rows = Packet(step=wired(at[chosen]), **{name: wired(finite(values[chosen]), "f4") for name, values in data.items()})
+    at, first, last = port.seen(series.validation_step, series.validation_time)
+    chosen = first + thin(series.validation_loss[first:last], series.validation_loss[first:last], SCREEN // 2)
+    return rows, Packet(step=wired(at[chosen]), validation_loss=wired(finite(series.validation_loss[chosen]), "f4"))
+
+def new_rows(port, key, first):
+    "The rows of a lane from the first on, not more than BURST."
+    series = port.series(key)
+    chosen = first + thin(series.loss[first:], series.gradient_norm[first:], BURST)
+    data = dict(loss=series.loss, smooth=smooth_of(series, port.weight), gradient_norm=series.gradient_norm, learning_rate=series.learning_rate)
+    return Packet(step=places(port.place(series.step[chosen], series.time[chosen])), **{name: short(values[chosen]) for name, values in data.items()})
+
+def new_validations(port, key, first):
+    "The validations of a lane from the first on."
+    series, fresh = port.series(key), slice(first, None)
+    return Packet(step=places(port.place(series.validation_step[fresh], series.validation_time[fresh])), validation_loss=short(series.validation_loss[fresh]))
+
 # %% ../../nbs/views/86b_curves.ipynb #5a4a1de1
 class LaneFeed:
     "What one lane has on the screen, and how far it has been sent."
 
-    def __init__(self):
-        self.rows = ColumnDataSource({name: [] for name in ROWS})
-        self.validation = ColumnDataSource({"step": [], "validation_loss": []})
-        self.sent, self.validated = 0, 0
-        self.forget()
-        self.thinned = 0  # rows seen at the last refill
-        self._dots = []
+    def __init__(self, key):  # of the lane's series
+        self.key, self._dots = key, []
+        self.rows, self.validation = Source({name: [] for name in ROWS}), Source({"step": [], "validation_loss": []})
+        self.sent, self.validated, self.thinned = 0, 0, 0  # thinned: rows seen at the last refill
+        self._on_screen = self._points = 0  # rows and validations in the browser
+
+    def dots(self, colour):
+        "Marks at the validations, as long as they are few."
+        self._dots.append(Scatter(x="step", y="validation_loss", fill_color=colour, line_color=None, size=DOT))
+        return self._dots[-1]
+
+    def _fit_dots(self):
+        size = DOT if self._points <= DOTS else 0
+        for dots in self._dots:
+            if dots.size != size: dots.size = size
 
 # %% ../../nbs/views/86b_curves.ipynb #a0146e7d
 @patch
-def forget(self: LaneFeed):
-    "What was smoothed before does not hold any more."
-    self.smoothed, self.average = Rows("f4"), (0.0, 0)
-
-@patch
-def smooth(self: LaneFeed, loss, weight):
-    "The moving average of all rows; each is looked at once."
-    fresh = loss[len(self.smoothed.values):]
-    if len(fresh):
-        smooth, self.average = debiased(fresh, weight, self.average)
-        self.smoothed.extend(smooth)
-    return self.smoothed.values
-
-@patch
-def dots(self: LaneFeed, colour):
-    "Marks at the validations, as long as they are few."
-    self._dots.append(Scatter(x="step", y="validation_loss", fill_color=colour, line_color=None, size=DOT))
-    return self._dots[-1]
-
-@patch
-def _fit_dots(self: LaneFeed):
-    size = DOT if len(self.validation.data["step"]) <= DOTS else 0
-    for dots in self._dots:
-        if dots.size != size: dots.size = size
-
-@patch
-def refill(self: LaneFeed, series, weight, window, place):
+def refill(self: LaneFeed, port):
     "Sends the whole window, thinned."
-    smooth, at = self.smooth(series.loss, weight), place(series.step, series.time)
-    first, last = span_of(at, window)
-    chosen = first + thin(series.loss[first:last], series.gradient_norm[first:last], SCREEN // 2)
-    data = dict(loss=series.loss, smooth=smooth, gradient_norm=series.gradient_norm, learning_rate=series.learning_rate)
-    self.rows.data = {"step": wired(at[chosen]), **{name: wired(finite(values[chosen]), "f4") for name, values in data.items()}}
-    at = place(series.validation_step, series.validation_time)
-    first, last = span_of(at, window)
-    chosen = first + thin(series.validation_loss[first:last], series.validation_loss[first:last], SCREEN // 2)
-    self.validation.data = dict(step=wired(at[chosen]), validation_loss=wired(finite(series.validation_loss[chosen]), "f4"))
-    self.sent, self.validated = len(series.step), len(series.validation_step)
+    rows, validations = port.once(shown_rows, self.key)
+    port.wire.refill(self.rows, rows), port.wire.refill(self.validation, validations)
+    self._on_screen, self._points = len(rows), len(validations)
+    self._follow(port.series(self.key))
     self.thinned = self.sent
+
+@patch
+def _follow(self: LaneFeed, series):
+    self.sent, self.validated = len(series.step), len(series.validation_step)
     self._fit_dots()
 
 # %% ../../nbs/views/86b_curves.ipynb #59f073bf
 @patch
-def stream(self: LaneFeed, series, weight, window, place):
+def stream(self: LaneFeed, port):
     "Sends the rows that came since, as far as they lie in the window."
-    fresh = slice(self.sent, len(series.step))
-    if fresh.start == fresh.stop: return
-    smooth = self.smooth(series.loss, weight)[fresh]
-    chosen = thin(series.loss[fresh], series.gradient_norm[fresh], BURST)
-    at = place(series.step[fresh], series.time[fresh])
-    data = dict(loss=series.loss[fresh], smooth=smooth, gradient_norm=series.gradient_norm[fresh], learning_rate=series.learning_rate[fresh])
-    if window is None or at[0] <= window[1]: self.rows.stream({"step": places(at[chosen])} | {name: short(values[chosen]) for name, values in data.items()})
-    fresh = slice(self.validated, len(series.validation_step))
-    if fresh.start < fresh.stop:
-        at = place(series.validation_step[fresh], series.validation_time[fresh])
-        if window is None or at[0] <= window[1]: self.validation.stream(dict(step=places(at), validation_loss=short(series.validation_loss[fresh])))
-    self.sent, self.validated = len(series.step), len(series.validation_step)
-    self._fit_dots()
+    series = port.series(self.key)
+    if self.sent == len(series.step): return
+    if port.before_end(series.step[self.sent], series.time[self.sent]):
+        port.wire.stream(self.rows, rows := port.once(new_rows, self.key, self.sent))
+        self._on_screen += len(rows)
+    if self.validated < len(series.validation_step) and port.before_end(series.validation_step[self.validated], series.validation_time[self.validated]):
+        port.wire.stream(self.validation, validations := port.once(new_validations, self.key, self.validated))
+        self._points += len(validations)
+    self._follow(series)
 
 @patch(as_prop=True)
-def crowded(self: LaneFeed):
-    "Whether there is more on the screen than it can show, or its end is drawn much denser than the rest."
-    shown = max(len(self.rows.data["step"]), len(self.validation.data["step"]))
-    return shown > SCREEN or self.sent > SCREEN and self.sent - self.thinned > max(BURST, self.sent // 50)
+def crowded(self: LaneFeed): return crowd(max(self._on_screen, self._points), self.sent, self.thinned)
 
 # %% ../../nbs/views/86b_curves.ipynb #164ad1fd
 MARKS = {  # kind of event -> marker, colour, size; the others are in the tree's list of events
@@ -239,11 +260,11 @@ class Charts:
         self.look, self.forks = look, forks
         drawn = self.chosen(moment)
         self.keys, self.labels = [one.key for one in drawn], lane_labels(drawn)
-        self.looks, self.feeds = [look_of(i) for i in range(len(self.keys))], [LaneFeed() for _ in self.keys]
+        self.looks, self.feeds = [look_of(i) for i in range(len(self.keys))], [LaneFeed(key) for key in self.keys]
         self.window, self.filled = None, None  # places on the screen, None: all; what the last refill was for
         self.heard = []  # called when the window is another, or other lanes are shown
         self.hidden, self.hint = frozenset(hidden), hint
-        self._bests, self.best = {}, ColumnDataSource(dict(step=[], validation_loss=[], colour=[], words=[]))
+        self.best = ColumnDataSource(dict(step=[], validation_loss=[], colour=[], words=[]))
         self.left, self._left_sent = ColumnDataSource({name: [] for name in ("at", "loss", "gradient_norm", "validated_at", "validation_loss", "colour", "words")}), None
         self.marks = ColumnDataSource(dict(step=[], loss=[], capped=[], colour=[]))
         self.events, self._told = ColumnDataSource(dict(step=[], y=[], kind=[], words=[], lanes=[], colour=[], marker=[], size=[], angle=[], at=[])), None
@@ -402,24 +423,26 @@ def _mark_events(self: Charts, fig):
     fig.add_tools(HoverTool(renderers=[ticks], tooltips=[("", "@words"), ("what", "@kind"), ("on", "@lanes"), ("step", "@at{0,0}")], visible=False, attachment="above"))
 
 @patch
-def feed(self: Charts, moment, weight):
+def port(self: Charts, moment, weight=0.0, wire=DIRECT): "What the figures show of a moment."; return Viewport(moment, self.look.axis, self.window, weight, wire)
+
+@patch
+def feed(self: Charts, moment, weight, wire=DIRECT):
     "Sends what is new, or everything on the screen where that has changed."
-    wanted, place = (moment.generation, weight, self.window), ruler(moment, self.look.axis)
+    wanted, port = (moment.generation, weight, self.window), self.port(moment, weight, wire)
     for feed, series in zip(self.feeds, self.mine(moment)):
-        if feed.sent > len(series.step) or self.filled and wanted[:2] != self.filled[:2]: feed.forget()
-        if wanted != self.filled or feed.crowded or feed.sent > len(series.step): feed.refill(series, weight, self.window, place)
-        else: feed.stream(series, weight, self.window, place)
+        if wanted != self.filled or feed.crowded or feed.sent > len(series.step): feed.refill(port)
+        else: feed.stream(port)
     self.filled = wanted
-    self._mark_frozen(moment, place)
-    self._mark_best(moment, place)
-    self._mark_left(moment, weight, place)
-    self._feed_events(moment, place)
+    self._mark_frozen(moment, port.place)
+    self._mark_best(port)
+    self._mark_left(port)
+    self._feed_events(moment, port.place)
     for column, shown in self._ranges.items(): self._fit(shown, [values for feed in self.feeds for values in self._values(feed, column)])
 
 @patch
 def _values(self: Charts, feed, column):
     source = feed.validation if column == "validation_loss" else feed.rows
-    return [np.asarray(source.data[column], dtype=float)] if column in source.data else []
+    return [np.asarray(source.settle()[column], dtype=float)] if column in source.data else []
 
 # %% ../../nbs/views/86b_curves.ipynb #aeac2c42
 @patch
@@ -458,8 +481,7 @@ def _event_columns(self: Charts, rows, place):
 @patch
 def mine(self: Charts, moment):
     "The drawn series, in the order of their lines."
-    known = {series.key: series for series in moment.series}
-    return [known[key] for key in self.keys]
+    return [moment.by_key[key] for key in self.keys]
 
 # %% ../../nbs/views/86b_curves.ipynb #71f2d223
 @patch
@@ -476,37 +498,38 @@ def _mark_frozen(self: Charts, moment, place):
     if marks != dict(self.marks.data): self.marks.data = marks
 
 # %% ../../nbs/views/86b_curves.ipynb #4d17b3c0
-@patch
-def _best(self: Charts, series, generation):
-    "Column and place of a series' lowest value, or None; each value is looked at once."
+def best_of(series):
+    "Column and place of a series' lowest value, or None: of the validation loss where there is any."
     name = "validation_loss" if np.isfinite(series.validation_loss).any() else "loss"
-    values, (seen, best) = getattr(series, name), self._bests.get((series.key, name, generation), (0, None))
-    fresh = lowest_at(values[seen:])
-    if fresh is not None and (best is None or values[seen + fresh] < values[best]): best = seen + fresh
-    self._bests[series.key, name, generation] = len(values), best
-    return name, best
+    return name, derived(series, f"lowest {name}", Lowest).of(getattr(series, name))
 
 @patch
 def _draw_best(self: Charts, fig):
     ring = fig.add_glyph(self.best, Scatter(x="step", y="validation_loss", size=11, line_color="colour", line_width=2, fill_alpha=0))
     fig.add_tools(HoverTool(renderers=[ring], tooltips=[("", "@words")], visible=False))
 
-@patch
-def _mark_best(self: Charts, moment, place):
+def bests(port, keys, labels, hidden):
+    "Of lanes: rings around their best validations, their names, and their names with what was best."
     rings, names, full = dict(step=[], validation_loss=[], colour=[], words=[]), [], []
-    for label, (colour, _), series in zip(self.labels, self.looks, self.mine(moment)):
+    for i, (key, label) in enumerate(zip(keys, labels)):
+        series = port.series(key)
         names.append(label if series.frozen_at is None else f"{label} ✕")
-        name, at = self._best(series, moment.generation)
+        name, at = best_of(series)
         full.append(names[-1])
         if at is None: continue
         value, step = getattr(series, name)[at], (series.validation_step if name == "validation_loss" else series.step)[at]
         full[-1] += f" · best {value:.4g} at {step:,.0f}"
-        if name == "loss" or series.key in self.hidden: continue
-        ring = dict(step=float(place(step, series.validation_time[at])), validation_loss=float(f"{value:.6g}"), colour=colour, words=f"{label}: lowest validation loss, {value:.4g} at step {step:,.0f}")
+        if name == "loss" or key in hidden: continue
+        ring = dict(step=float(port.place(step, series.validation_time[at])), validation_loss=float(f"{value:.6g}"), colour=look_of(i)[0], words=f"{label}: lowest validation loss, {value:.4g} at step {step:,.0f}")
         for column, part in ring.items(): rings[column].append(part)
+    return rings, names, full
+
+@patch
+def _mark_best(self: Charts, port):
+    rings, names, full = port.once(bests, (*self.keys,), (*self.labels,), self.hidden)
     if rings != dict(self.best.data): self.best.data = rings
     if self.legend.tags == [names, full]: return
-    self.legend.tags = [names, full]
+    port.wire.update(self.legend, tags=[names, full])
     if self.legend.document is None: self.legend.labels = full  # later the browser does it
 
 # %% ../../nbs/views/86b_curves.ipynb #a27c9e13
@@ -517,20 +540,21 @@ def _draw_left(self: Charts, fig, column):
     fig.add_tools(HoverTool(renderers=[lines], tooltips=[("", "@words")], visible=False, line_policy="nearest"))
 
 @patch
-def _mark_left(self: Charts, moment, weight, place):
+def _mark_left(self: Charts, port):
+    moment, weight = port.moment, port.weight
     forks = [series.key for series in self.mine(moment) if not series.main]  # drawn already
     pieces = [(i, piece) for i, series in enumerate(self.mine(moment)) if series.key not in self.hidden for piece in series.left if piece.key not in forks and len(piece.step)]
     state = moment.generation, weight, self.window, [(i, piece.key, len(piece.step)) for i, piece in pieces]
     if state == self._left_sent: return
     hint = self.hint + LEFT * bool(pieces)
     if [hint] != self.caption.tags: self.caption.update(text=hint, tags=[hint])
-    rows = [self._left_row(i, piece, self.mine(moment)[i], weight, place, max(16, SCREEN // len(pieces))) for i, piece in pieces]
+    rows = [self._left_row(i, piece, self.mine(moment)[i], port, max(16, SCREEN // len(pieces))) for i, piece in pieces]
     if rows or len(self.left.data["at"]): self.left.data = {name: [row[name] for row in rows] for name in self.left.data}
     self._left_sent = state
 
 @patch
-def _left_row(self: Charts, lane, piece, series, weight, place, limit):
-    before, smoothed = int(np.searchsorted(series.step, piece.step[0])), self.feeds[lane].smoothed.values
+def _left_row(self: Charts, lane, piece, series, port, limit):
+    before, smoothed, weight, place = int(np.searchsorted(series.step, piece.step[0])), smooth_of(series, port.weight), port.weight, port.place
     known = before > 0 and math.isfinite(smoothed[before - 1])
     smooth, _ = debiased(piece.loss, weight, (float(smoothed[before - 1]) * (1 - weight ** before), before) if known else (0.0, 0))
     at, validated = place(piece.step, piece.time), place(piece.validation_step, piece.validation_time)

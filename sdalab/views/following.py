@@ -6,9 +6,10 @@ Docs: https://sdalab.github.io/sdalab/views/following.html.md"""
 
 # %% auto #0
 __all__ = ['LIVE', 'GROUPS', 'REGIMES', 'PROBABILITIES', 'SENSES', 'SIGNALS', 'PLOTTED', 'STORED', 'UNREADABLE', 'HASTE', 'log',
-           'SHORT', 'Column', 'Series', 'Mark', 'Moment', 'with_columns', 'clean', 'explain', 'sample_run',
+           'SHORT', 'KEPT', 'Column', 'Series', 'Mark', 'Moment', 'with_columns', 'clean', 'explain', 'sample_run',
            'fork_and_lane', 'settings_of', 'rows_of', 'common_rate', 'Tail', 'Entry', 'find_runs', 'Watch', 'debiased',
-           'thin', 'short_number', 'short_setting', 'differing', 'lane_labels', 'last_finite', 'lowest_at']
+           'thin', 'short_number', 'short_setting', 'differing', 'lane_labels', 'last_finite', 'lowest_at', 'derived',
+           'Smooth', 'Lowest']
 
 # %% ../../nbs/views/86a_following.ipynb #following02
 import json
@@ -86,6 +87,7 @@ class Series:
     alarms: np.ndarray = field(default_factory=lambda: np.empty((0, 2)))  # steps and the index at each
     more: dict = field(default_factory=dict)  # further columns that somebody looks at -> one value a step
     left: tuple = ()  # of Series: what the run went back over, each time that it did
+    kept: dict = field(default_factory=dict, compare=False, repr=False)  # what was derived from its rows, and grows with them: see `derived`
 
 # %% ../../nbs/views/86a_following.ipynb #20101502
 @dataclass(frozen=True)
@@ -120,11 +122,20 @@ class Moment:
     discarded: frozenset = frozenset()  # forks that a person gave up
     held: bool = False  # whether a process writes to the run now
     replaced: float | None = None  # Unix time at which another run of the same name took its place
+    made: dict = field(default_factory=dict, init=False, compare=False, repr=False)  # what views have made of it so far
 
     @property
     def live(self):
         "Whether a process is training it."
         return self.problem is None and self.status in LIVE
+
+    def once(self, key, make):
+        "What is the same for every view of this moment, made by the first that asks."
+        if key not in self.made: self.made[key] = make()
+        return self.made[key]
+
+    @property
+    def by_key(self): "Its series, by their first nodes."; return self.once("by_key", lambda: {one.key: one for one in self.series})
 
     @property
     def tokens_a_step(self):
@@ -248,6 +259,7 @@ def _restart(self: Tail, collapses=(), more=frozenset()):
     self._nodes, self._columns, self._frozen, self._owner = {}, {}, {}, {}
     self._reached, self._collapses, self._ends, self._stale = {}, collapses, {}, False
     self._sensed, self._alarms, self._marks, self._failed, self._discarded = frozenset(), {}, (), {}, frozenset()
+    self._kept = {}  # by node, and whether it is a main line: what was derived from its rows
     self._left, self._once_main = {}, {}  # of main lines, by key: columns of what a node had taken when it was left; series that it left whole
 
 @patch
@@ -415,7 +427,7 @@ def _series(self: Tail, key):
 def _made(self: Tail, node, columns, main, frozen_at=None, **more):
     facts, columns = self._nodes[node], {name: column.values for name, column in columns.items()}
     plotted, senses, further = ({name: columns[name] for name in names} for names in (PLOTTED, SENSES, self._read_more))
-    return Series(key=node, lane=facts["lane"], settings=settings_of(facts, main), frozen_at=frozen_at, main=main, senses=senses, more=further, **plotted, **more)
+    return Series(key=node, lane=facts["lane"], settings=settings_of(facts, main), frozen_at=frozen_at, main=main, senses=senses, more=further, kept=self._kept.setdefault((node, main), {}), **plotted, **more)
 
 # %% ../../nbs/views/86a_following.ipynb #6827984d
 @dataclass(frozen=True)
@@ -605,3 +617,38 @@ def lowest_at(values):
     if math.isfinite(values[at]): return at
     sound = np.isfinite(values)
     return int(np.where(sound, values, np.inf).argmin()) if sound.any() else None
+
+# %% ../../nbs/views/86a_following.ipynb #derived1
+KEPT = 8  # of one kind: viewers may smooth with other weights
+
+def derived(series, kind, make, *about):
+    "What grows with a series, kept for all who look at it; of one kind the last KEPT that were asked for."
+    if (kind, *about) not in series.kept:
+        older = [key for key in series.kept if key[0] == kind]
+        if len(older) >= KEPT: del series.kept[older[0]]
+        series.kept[kind, *about] = make(*about)
+    return series.kept[kind, *about]
+
+# %% ../../nbs/views/86a_following.ipynb #derived2
+class Smooth:
+    "The debiased moving average of values that grow at their end; each is looked at once."
+    def __init__(self, weight): self.weight, self._column, self._state = weight, Column("f4"), (0.0, 0)
+
+    def of(self, values):
+        "One average a value."
+        fresh = values[len(self._column.values):]
+        if len(fresh):
+            smooth, self._state = debiased(fresh, self.weight, self._state)
+            self._column.extend(smooth)
+        return self._column.values[:len(values)]
+
+class Lowest:
+    "Where the lowest of values is that grow at their end; each is looked at once."
+    def __init__(self): self._seen, self._at = 0, None
+
+    def of(self, values):
+        "The place of the lowest that is a number, or None."
+        if len(values) < self._seen: return lowest_at(values)
+        fresh, seen, self._seen = lowest_at(values[self._seen:]), self._seen, len(values)
+        if fresh is not None and (self._at is None or values[seen + fresh] < values[self._at]): self._at = seen + fresh
+        return self._at

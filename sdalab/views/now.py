@@ -29,9 +29,10 @@ from ..checked import BadInput
 from ..journal.reader import Run
 from ..journal.schema import signal_columns
 from .curves import ALONE, AXES, AXIS_WORDS, CSS_DASHES, HINT, LANES, TALL, Charts, Look, look_of, ruler
-from .following import REGIMES, Tail, lane_labels, last_finite, lowest_at, short_setting
+from .following import REGIMES, Lowest, Tail, derived, lane_labels, last_finite, lowest_at, short_setting
 from .ribbons import HUES, SenseCharts, most_probable, now_of
 from .signals import SignalCharts, grouped, matching
+from .wire import DIRECT
 from fastcore.basics import patch
 
 # %% ../../nbs/views/86e_now.ipynb #47943784
@@ -207,9 +208,9 @@ def lowest(values):
     at = lowest_at(values)
     return None if at is None else float(values[at])
 
-def lowest_and_step(values, steps):
-    "The lowest number and the step at which it was reached, in words."
-    at = lowest_at(values)
+def lowest_and_step(values, steps, at=None):
+    "The lowest number and the step at which it was reached, in words; `at`: its place, where it is known."
+    at = lowest_at(values) if at is None else at
     return number(None) if at is None else f"{number(values[at])} ({steps[at]:,.0f})"
 
 # %% ../../nbs/views/86e_now.ipynb #d71c38e7
@@ -217,12 +218,13 @@ def lane_rows(moment, drawn, window=None, place=None):
     "For every lane the cells under COLUMNS, or under SENSED, as HTML; in a window as they were at its end."
     for series in drawn:
         rows, validated = inside(series, window, place)
+        known = {name: derived(series, f"lowest {name}", Lowest).of(getattr(series, name)) if window is None else None for name in ("loss", "validation_loss")}
         loss, validations = series.loss[rows], series.validation_loss[validated]
         validation = last_finite(validations)
         settings = ", ".join(short_setting(name, value) for name, value in series.settings.items())
         state = {"running": "training"}.get(moment.status, moment.status) if series.main else str(moment.nodes[series.key].get("outcome") or "fork")
         if series.frozen_at is not None: state = f"✕ frozen at step {series.frozen_at:,}: not finite"
-        cells = [str(series.lane), settings, number(last_finite(loss)), lowest_and_step(loss, series.step[rows]), number(validation), lowest_and_step(validations, series.validation_step[validated]),
+        cells = [str(series.lane), settings, number(last_finite(loss)), lowest_and_step(loss, series.step[rows], known["loss"]), number(validation), lowest_and_step(validations, series.validation_step[validated], known["validation_loss"]),
                  number(bits_per_character(moment, validation)), number(last_finite(series.gradient_norm[rows])), state]
         cells = list(map(html.escape, cells))
         if moment.sensed: cells[-1:-1] = sense_cells(series, rows)
@@ -256,6 +258,15 @@ def not_sensed(moment):
 # %% ../../nbs/views/86e_now.ipynb #80476e9c
 class Words(pn.pane.HTML):
     "HTML that changes often: its text is sent, and its styles only once."
+
+    def say(self, words, wire=DIRECT):
+        "Shows other words."
+        if words == self.object: return
+        models = [model for model, _ in self._models.values()]
+        if not all(map(wire.reaches, models)) or not models: self.object = words
+        else:
+            with param.discard_events(self): self.object = words
+            for model in models: wire.update(model, text=html.escape(words))
 
     def _update(self, ref, model): model.text = self._transform_object(self.object)["object"]
 
@@ -306,9 +317,9 @@ class RunView(pn.viewable.Viewer):
     figure = param.Selector(default="", objects=["", "tree", "regimes", *signal_columns()], constant=True, doc="the only figure that is shown; none: all, and the numbers")
     LINKED = "smoothing", "axis", "log_x", "log_y", "calm", "forks", "group", "filter", "pinned", "zoom", "hidden", "regimes"
 
-    def __init__(self, run=None, source=None, tree=None, **params):  # tree: makes a picture of a run's tree over a range of steps
+    def __init__(self, run=None, source=None, tree=None, wire=DIRECT, **params):  # tree: makes a picture of a run's tree over a range of steps
         super().__init__(**params)
-        self.make_tree, self.tree = tree, None
+        self.make_tree, self.tree, self.wire = tree, None, wire
         self.tail = None if source else Tail(run.run_dir if isinstance(run, Run) else run)
         self.source = source or self._own
         self.charts = self.senses = self.signals = self.moment = None
@@ -376,19 +387,21 @@ def tick(self: RunView):
 def show(self: RunView, moment):
     "Shows a moment, in one message: Panel may put off what it sends, and what Bokeh sends at once would then speak of models that the browser does not have yet."
     with pn.io.hold(): self._show(moment)
+    self.wire.send()
 
 @patch
 def _show(self: RunView, moment):
     self.moment = moment
     said = "Reading the run…" if moment is None else moment.problem if not moment.series and moment.problem else "" if moment.series and any(len(one.step) for one in moment.series) else f"{moment.key} has begun; its first step is not written yet…"
-    self.message.param.update(object=f'<div class="message" role="status">{html.escape(said)}</div>', visible=bool(said))
-    self.body.visible = not said
+    if said: self.message.object = f'<div class="message" role="status">{html.escape(said)}</div>'
+    if self.message.visible != bool(said): self.message.visible, self.body.visible = bool(said), not said
     if said: return
     self._draw(moment)
     if self.figure: return self._caption(moment)
-    self.cards.object = headline(moment, moment.updated or moment.created if moment.status == THEN else self.clock())
+    now = moment.updated or moment.created if moment.status == THEN else self.clock()
+    self.cards.say(moment.once((headline, int(now)), lambda: headline(moment, now)), self.wire)
     self._fill_table()
-    self.quiet.object = f'<div class="quiet">{not_sensed(moment)}</div>'
+    self.quiet.say(f'<div class="quiet">{not_sensed(moment)}</div>', self.wire)
 
 @patch
 def _caption(self: RunView, moment):
@@ -396,7 +409,7 @@ def _caption(self: RunView, moment):
     step, planned = max(int(one.step[-1]) + 1 for one in moment.series if one.main and len(one.step)), moment.config.get("steps")
     told = [moment.key, moment.status, f"step {step:,}" + (f" of {planned:,}" if planned else ""), f"last update {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(moment.updated))}"]
     if not any(model.visible for model in self._figures()): told.insert(1, f"has no {self.figure.replace('_', ' ')} to show")
-    self.quiet.object = f'<div class="quiet" role="status">{html.escape(" · ".join(told))}</div>'
+    self.quiet.say(f'<div class="quiet" role="status">{html.escape(" · ".join(told))}</div>', self.wire)
 
 @patch
 def _figures(self: RunView): return [*self.charts.top.children, *self.charts._grid.children, *self.charts.more.children, *([self.tree.figure] if self.tree else [])]
@@ -411,9 +424,9 @@ def _leave_one(self: RunView):
 @patch
 def _fill_table(self: RunView):
     moment, window = self.moment, self.charts.window
-    self.table.object = lane_table(moment, self.charts.mine(moment), window, ruler(moment, self.axis))
+    self.table.say(moment.once((lane_table, (*self.charts.keys,), window, self.axis), lambda: lane_table(moment, self.charts.mine(moment), window, ruler(moment, self.axis))), self.wire)
     unit = AXES[self.axis] if self.axis != "step" else "steps"
-    self.where.object = "" if window is None else f'<div class="quiet">The table: {unit} {window[0]:,.6g} to {window[1]:,.6g}, as zoomed; the reset tool of a chart shows all.</div>'
+    self.where.say("" if window is None else f'<div class="quiet">The table: {unit} {window[0]:,.6g} to {window[1]:,.6g}, as zoomed; the reset tool of a chart shows all.</div>', self.wire)
 
 @patch
 def _draw(self: RunView, moment):
@@ -429,8 +442,8 @@ def _draw(self: RunView, moment):
         self.charts.heard.append(self._zoomed)
         if self.senses: self.senses.heard.append(self._chose)
         if self.zoom: self.charts.zoom_to(tuple(self.zoom))
-    self.charts.feed(moment, self.smoothing)
-    if self.senses: self.senses.feed(moment)
+    self.charts.feed(moment, self.smoothing, self.wire)
+    if self.senses: self.senses.feed(moment, self.wire)
     if self.tree: self.tree.feed(moment)
     self._draw_signals(moment)
     if new and self.figure: self._leave_one()
@@ -450,9 +463,9 @@ def _plant(self: RunView, make):
 @patch
 def _draw_signals(self: RunView, moment):
     chosen = self.names
-    if (self.signals.names if self.signals else []) == list(chosen): return self.signals and self.signals.feed(moment, self.smoothing)
+    if (self.signals.names if self.signals else []) == list(chosen): return self.signals and self.signals.feed(moment, self.smoothing, self.wire)
     self.signals = SignalCharts(self.charts, chosen)
-    self.signals.feed(moment, self.smoothing)
+    self.signals.feed(moment, self.smoothing, self.wire)
     self.signals.attach()
 
 @patch

@@ -24,6 +24,7 @@ from urllib.parse import urlencode
 import panel as pn
 import panel_material_ui as pmui
 import param
+from bokeh.models import CustomJS
 from panel.io.callbacks import PeriodicCallback
 from panel.util import edit_readonly
 from .alerts import Alerts
@@ -36,6 +37,7 @@ from .now import ALONE_SENSED, PLACES, STYLE, RunView
 from .past import ReplayView
 from .report import as_file, report, seen_table
 from .steering import Steering
+from .wire import DIRECT, TAKE, Wire
 from fastcore.basics import patch
 
 # %% ../../nbs/views/86m_page.ipynb #d1160ed2
@@ -93,9 +95,9 @@ class LivePage(param.Parameterized):
     view = param.Selector(default="now", objects=list(VIEWS))
     dark = param.Boolean(False, doc="whether its colours are the dark ones")
 
-    def __init__(self, watch, query=(), alerts=None):
+    def __init__(self, watch, query=(), alerts=None, wire=DIRECT):
         super().__init__()
-        self.watch, self.query, self.key, self.alerts = watch, dict(query), None, alerts
+        self.watch, self.query, self.key, self.alerts, self.wire = watch, dict(query), None, alerts, wire
         self.wanted, self.views = self.query.pop("run", None) or None, {}
         self.dark = self.query.pop("theme", "") == "dark"
         self.latest, self.held, self.held_at = None, None, None  # the moment that was shown last; the one that is shown while the view is paused, and since when
@@ -243,7 +245,7 @@ def _open(self: LivePage, node):
 @patch
 def _make_view(self: LivePage, name):
     if name == "now":
-        made = RunView(source=lambda names: self.watch.ask(self.key, names), tree=lambda steps: TreePicture(self._open, steps))
+        made = RunView(source=lambda names: self.watch.ask(self.key, names), tree=lambda steps: TreePicture(self._open, steps), wire=self.wire)
         made.clock = lambda: self.held_at if self.held else time.time()
         return made
     if name == "tree": return TreeView(source=lambda names: self.watch.ask(self.key), run_of=lambda: self.watch.run(self.key), steering=Steering(self.asking, lambda: self.key))
@@ -393,11 +395,11 @@ if (!own) {
 class FigurePage:
     "One figure of a run, and nothing that could ask anything of it."
 
-    def __init__(self, watch, query):
+    def __init__(self, watch, query, wire=DIRECT):
         self.watch, self.key, self.news, wanted = watch, query.get("run"), News(), query.get("figure", "")
         self.message = pn.pane.HTML("", stylesheets=[STYLE], sizing_mode="stretch_width", margin=(4, 12))
         known = wanted in RunView.param["figure"].objects
-        self.view = RunView(source=lambda names: None, tree=lambda steps: TreePicture(None, steps), figure=wanted) if known else None
+        self.view = RunView(source=lambda names: None, tree=lambda steps: TreePicture(None, steps), figure=wanted, wire=wire) if known else None
         if known: from_link(self.view, query)
         self.body = pn.Column(self.message, *([self.view.view] if known else []), stylesheets=[TALL], sizing_mode="stretch_width", margin=0)
         self._say("Looking for the run…" if known else f"There is no figure named <code>{html.escape(wanted)}</code>.")
@@ -474,11 +476,13 @@ def serve():
     watch = pn.state.as_cached(f"watch {root.absolute()}", Watch, root=root, alerts=alerts)
     query = {name: values[0].decode(errors="replace") for name, values in pn.state.session_args.items() if values}
     pn.state.on_session_destroyed(forget_session)
+    wire = Wire(pn.state.curdoc)
+    pn.state.curdoc.js_on_event("document_ready", CustomJS(code=TAKE))
     if "figure" in query:
-        alone = FigurePage(watch, query)
+        alone = FigurePage(watch, query, wire)
         pn.state.onload(alone.start)
         return framed(alone.body, query.get("theme") == "dark", sx=BARE).servable()
-    live = LivePage(watch, query, alerts)
+    live = LivePage(watch, query, alerts, wire)
     pn.state.onload(live.start)  # not before: what changes while the browser connects can be lost
     page = framed(live.body, live.dark, header=[live.hold], template=UNFRAMED, sx={"& .MuiToolbar-root": {"minHeight": 48}})
     page.param.watch(lambda event: live.param.update(dark=event.new), "dark_theme")

@@ -49,7 +49,7 @@ class Past:
         self._of = {node: np.flatnonzero(self.rows["node"] == node) for node in self.nodes}
         self._marks = [Mark(event["step"], event["kind"], explain(event["kind"], json.loads(event["detail"])), None, event["wall_time"]) for event in self.events]
         self._collapses = [(event["wall_time"], json.loads(event["detail"])["fork"]) for event in self.events if event["kind"] == "collapse"]
-        self.generation, self._before = 0, (-NEVER, {})
+        self.generation, self._before, self._kept = 0, (-NEVER, {}), {}
 
 # %% ../../nbs/views/86i_past.ipynb #75c4ae2f
 @patch(as_prop=True)
@@ -83,7 +83,7 @@ def at(self: Past, when):
     collapses = [fork for at, fork in self._collapses if at <= when]
     ends = main_ends(table, collapses) if nodes else {}
     owner = self._owners(nodes, ends)
-    if when < self._before[0] or any(owner.get(node) != before for node, before in self._before[1].items()): self.generation += 1
+    if when < self._before[0] or any(owner.get(node) != before for node, before in self._before[1].items()): self.generation, self._kept = self.generation + 1, {}
     self._before = when, owner
     series = self._series(nodes, owner, known, collapses)
     marks = tuple(replace(mark, key=owner.get(event["node"], (None,))[0]) for mark, event in zip(self._marks, self.events) if event["wall_time"] <= when)
@@ -131,7 +131,7 @@ def _made(self: Past, nodes, key, at, main):
     rows, step, times = {name: self.rows[name][at] for name in SIGNALS}, self.rows["step"][at], self.times[at]
     seen = np.isfinite(rows["validation_loss"])
     return Series(key, nodes[key]["lane"], settings_of(nodes[key], main), step, times, rows["loss"], rows["gradient_norm"], common_rate(rows, slice(None)), step[seen], times[seen], rows["validation_loss"][seen], None, main,
-                  {name: rows[name] for name in SENSES}, more={name: self.rows[name][at] for name in self.more})
+                  {name: rows[name] for name in SENSES}, more={name: self.rows[name][at] for name in self.more}, kept=self._kept.setdefault((key, main), {}))
 
 @patch
 def _rows_of(self: Past, node, until, known, after=False):

@@ -7,17 +7,21 @@ Docs: https://sdalab.github.io/sdalab/views/ribbons.html.md"""
 # %% auto #0
 __all__ = ['WORDS', 'NAMES', 'HUES', 'THRESHOLDS', 'HIGHEST', 'STRIP', 'LEVELS', 'ROOM', 'BADGE', 'EVERY', 'SHARES',
            'READ_MIXTURE', 'UNREAD_MIXTURE', 'LEGEND_STYLE', 'SELECT_STYLE', 'most_probable', 'now_of', 'stretches',
-           'merged', 'strip_columns', 'packed', 'SenseFeed', 'cut', 'Mixture', 'SenseCharts']
+           'merged', 'strip_columns', 'index_rows', 'alarm_rows', 'packed', 'Strip', 'strip_of', 'end_of_strip',
+           'shown_senses', 'new_senses', 'new_alarms', 'SenseFeed', 'cut', 'Mixture', 'shares', 'shown_shares',
+           'new_shares', 'SenseCharts']
 
 # %% ../../nbs/views/86c_ribbons.ipynb #ribbons02
 import html
 import math
+from typing import NamedTuple
 import numpy as np
 from bokeh.events import MouseLeave, MouseMove, Tap
 from bokeh.models import (Column, ColumnDataSource, CustomJS, DataRange1d, Div, FixedTicker, InlineStyleSheet, Label, Line, Node,
                           NumeralTickFormatter, Quad, Range1d, Row, Scatter, Select, Span, Stack, VArea)
-from .curves import BURST, GREY, SCREEN, places, ruler, short, span_of, wired
+from .curves import BURST, GREY, SCREEN, crowd, span_of
 from .following import PROBABILITIES, REGIMES, last_finite, thin
+from .wire import DIRECT, Packet, Source, places, short, wired
 from fastcore.basics import patch
 
 # %% ../../nbs/views/86c_ribbons.ipynb #b2cbd327
@@ -104,90 +108,98 @@ def strip_columns(left, right, regime, level):
     return dict(left=list(map(float, left)), right=list(map(float, right)), colour=[HUES[i] for i in regime], alpha=opacity)
 
 # %% ../../nbs/views/86c_ribbons.ipynb #e681eff7
+def index_rows(series, chosen, place):
+    "Of some rows the index, as it is and as it is drawn, and the most probable regime."
+    index, (regime, probability) = series.senses["uncertainty_index"][chosen], most_probable(series.senses, chosen)
+    return dict(step=places(place(series.step[chosen], series.time[chosen])), uncertainty_index=short(index.round(3)), drawn=short(np.clip(index, -HIGHEST, HIGHEST).round(3)),
+                regime=regime.tolist(), probability=short(probability.round(3)))
+
+def alarm_rows(series, chosen, place):
+    "Some of the alarms."
+    step, index = series.alarms[chosen].T
+    at = np.minimum(np.searchsorted(series.step, step), len(series.time) - 1)
+    return Packet(step=places(place(step, series.time[at] if len(series.time) else step)), drawn=short(np.clip(index, -HIGHEST, HIGHEST)))
+
 def packed(columns):
     "The same columns as arrays, which are fewer bytes where there are many rows."
-    return {name: wired(values, "f8" if name == "step" else "f4") for name, values in columns.items()}
+    return Packet(**{name: wired(values, "f8" if name == "step" else "f4") for name, values in columns.items()})
+
+# %% ../../nbs/views/86c_ribbons.ipynb #strip001
+class Strip(NamedTuple):
+    "How far a strip has been drawn: what a lane's next stretch is joined to."
+    stride: int = 1  # rows of a stretch
+    edge: float | None = None  # where it ends; None: nothing is drawn
+    last: tuple = ()  # right end, colour and opacity of what was drawn last
+
+def strip_of(series, first, last, stride, edge, place):
+    "The columns of a strip over some rows, and where it ends."
+    if first == last: return strip_columns([], [], [], []), edge
+    right, regime, level = stretches(series.senses, place(series.step[first:last] + 0.5, series.time[first:last]), first, last, stride)
+    left = float(place(series.step[first] - 0.5, series.time[first])) if edge is None else edge
+    return strip_columns(*merged(left, right, regime, level)), float(right[-1])
+
+def end_of_strip(stride, edge, columns, before=()): return Strip(stride, edge, tuple(columns[name][-1] for name in ("right", "colour", "alpha")) if columns["right"] else before)
+
+def shown_senses(port, key):
+    "Of a lane in the window: rows, strip, how far it is drawn, and alarms."
+    series = port.series(key)
+    index, (_, first, last) = series.senses["uncertainty_index"], port.seen(series.step, series.time)
+    rows = packed(index_rows(series, first + thin(index[first:last], index[first:last], SCREEN // 2), port.place))
+    stride = max(1, math.ceil((last - first) / STRIP))
+    columns, edge = strip_of(series, first, last, stride, None, port.place)
+    every = alarm_rows(series, slice(None), port.place)
+    first, last = span_of(np.asarray(every.columns["step"]), port.window)
+    return rows, Packet(**columns), end_of_strip(stride, edge, columns), alarm_rows(series, first + thin(series.alarms[first:last, 1], series.alarms[first:last, 1], SCREEN // 4), port.place)
+
+def new_senses(port, key, first, strip):
+    "Of a lane's new rows: the rows, what the strip's last stretch is now or None, its new stretches, and how far it is drawn."
+    series, last = port.series(key), len(port.series(key).step)
+    fresh = series.senses["uncertainty_index"][first:]
+    columns, edge = strip_of(series, first, last, strip.stride, strip.edge, port.place)
+    head, longer = tuple(columns[name][0] for name in ("left", "colour", "alpha")) if columns["right"] else None, None
+    if strip.last and strip.last == head: longer, columns = columns["right"][0], {name: values[1:] for name, values in columns.items()}
+    before = (longer, *strip.last[1:]) if longer is not None else strip.last
+    return (Packet(**index_rows(series, first + thin(fresh, fresh, BURST), port.place)), None if longer is None else Packet(right=[longer]),
+            Packet(**columns), end_of_strip(strip.stride, edge, columns, before))
+
+def new_alarms(port, key, first): "The alarms of a lane from the first on."; return alarm_rows(port.series(key), slice(first, None), port.place)
 
 # %% ../../nbs/views/86c_ribbons.ipynb #fa6f4143
 class SenseFeed:
     "What the senses of one lane have on the screen, and how far it has been sent."
 
-    def __init__(self):
-        self.rows = ColumnDataSource(dict(step=[], uncertainty_index=[], drawn=[], regime=[], probability=[]))
-        self.strip = ColumnDataSource(strip_columns([], [], [], []))
-        self.alarms = ColumnDataSource(dict(step=[], drawn=[]))
-        self.sent, self.told, self.thinned, self.stride, self.edge = 0, 0, 0, 1, None
+    def __init__(self, key):  # of the lane's series
+        self.key, self.rows = key, Source(dict(step=[], uncertainty_index=[], drawn=[], regime=[], probability=[]))
+        self.strip, self.alarms = Source(strip_columns([], [], [], [])), Source(dict(step=[], drawn=[]))
+        self.sent, self.told, self.thinned, self.until = 0, 0, 0, Strip()  # until: how far the strip is drawn
+        self._on_screen = self._stretches = self._alarms = 0  # rows in the browser
 
-# %% ../../nbs/views/86c_ribbons.ipynb #e36ac575
-@patch
-def refill(self: SenseFeed, series, window, place):
-    "Sends the whole window, thinned."
-    index, at = series.senses["uncertainty_index"], place(series.step, series.time)
-    first, last = span_of(at, window)
-    self.rows.data = packed(self._rows(series, first + thin(index[first:last], index[first:last], SCREEN // 2), at))
-    self.stride = max(1, math.ceil((last - first) / STRIP))
-    self.strip.data = strip_columns(*self._strip(series, first, last, None, place))
-    when = self._when(series, place)
-    first, last = span_of(when, window)
-    self.alarms.data = self._alarms(series, first + thin(series.alarms[first:last, 1], series.alarms[first:last, 1], SCREEN // 4), when)
-    self.sent = self.thinned = len(series.step)
-    self.told = len(series.alarms)
+    def refill(self, port):
+        "Sends the whole window, thinned."
+        series, (rows, strip, self.until, alarms) = port.series(self.key), port.once(shown_senses, self.key)
+        for source, packet in (self.rows, rows), (self.strip, strip), (self.alarms, alarms): port.wire.refill(source, packet)
+        self._on_screen, self._stretches, self._alarms = len(rows), len(strip), len(alarms)
+        self.sent = self.thinned = len(series.step)
+        self.told = len(series.alarms)
 
-@patch
-def stream(self: SenseFeed, series, window, place):
-    "Sends what came since, as far as it lies in the window; a strip that goes on as it was grows by its end alone."
-    first, last = self.sent, len(series.step)
-    self.sent = last
-    if first < last:
-        at = place(series.step[first:last], series.time[first:last])
-        if window is None or at[0] <= window[1]:
-            fresh = series.senses["uncertainty_index"][first:last]
-            self.rows.stream(self._rows(series, first + thin(fresh, fresh, BURST), at, first))
-            self._grow(strip_columns(*self._strip(series, first, last, self.edge, place)))
-    first, self.told = self.told, len(series.alarms)
-    if first < self.told:
-        when = self._when(series, place)
-        if window is None or when[first] <= window[1]: self.alarms.stream(self._alarms(series, np.arange(first, self.told), when))
+    def stream(self, port):
+        "Sends what came since, as far as it lies in the window; a strip that goes on as it was grows by its end alone."
+        series, first, told = port.series(self.key), self.sent, self.told
+        self.sent, self.told = len(series.step), len(series.alarms)
+        if first < self.sent and port.before_end(series.step[first], series.time[first]):
+            rows, longer, strip, self.until = port.once(new_senses, self.key, first, self.until)
+            port.wire.stream(self.rows, rows)
+            if longer: port.wire.replace_last(self.strip, longer)
+            if len(strip): port.wire.stream(self.strip, strip)
+            self._on_screen, self._stretches = self._on_screen + len(rows), self._stretches + len(strip)
+        if told < self.told:
+            alarms = port.once(new_alarms, self.key, told)
+            if port.window is None or alarms.columns["step"][0] <= port.window[1]:
+                port.wire.stream(self.alarms, alarms)
+                self._alarms += len(alarms)
 
-@patch
-def _when(self: SenseFeed, series, place):
-    "Places of the alarms."
-    at = np.searchsorted(series.step, series.alarms[:, 0])
-    return place(series.alarms[:, 0], series.time[np.minimum(at, len(series.time) - 1)] if len(series.time) else series.alarms[:, 0])
-
-@patch
-def _rows(self: SenseFeed, series, chosen, at, base=0):
-    index, (regime, probability) = series.senses["uncertainty_index"][chosen], most_probable(series.senses, chosen)
-    return dict(step=places(at[chosen - base]), uncertainty_index=short(index.round(3)), drawn=short(np.clip(index, -HIGHEST, HIGHEST).round(3)),
-                regime=regime.tolist(), probability=short(probability.round(3)))
-
-@patch
-def _alarms(self: SenseFeed, series, chosen, when):
-    return dict(step=places(when[chosen]), drawn=short(np.clip(series.alarms[chosen, 1], -HIGHEST, HIGHEST)))
-
-# %% ../../nbs/views/86c_ribbons.ipynb #d29bb60c
-@patch
-def _strip(self: SenseFeed, series, first, last, edge, place):
-    if first == last: return [], [], [], []
-    right, regime, level = stretches(series.senses, place(series.step[first:last] + 0.5, series.time[first:last]), first, last, self.stride)
-    self.edge = float(right[-1])
-    return merged(float(place(series.step[first] - 0.5, series.time[first])) if edge is None else edge, right, regime, level)
-
-@patch
-def _grow(self: SenseFeed, fresh):
-    shown = self.strip.data
-    last = {name: values[-1] for name, values in shown.items() if len(values)}
-    next_one = {name: values[0] for name, values in fresh.items() if values}
-    if last and next_one and (last["right"], last["colour"], last["alpha"]) == (next_one["left"], next_one["colour"], next_one["alpha"]):
-        self.strip.patch({"right": [(len(shown["right"]) - 1, fresh["right"][0])]})
-        fresh = {name: values[1:] for name, values in fresh.items()}
-    if fresh["right"]: self.strip.stream(fresh)
-
-@patch(as_prop=True)
-def crowded(self: SenseFeed):
-    "Whether there is more on the screen than it can show, or its end is drawn much denser than the rest."
-    shown = max(len(self.rows.data["step"]), len(self.alarms.data["step"]), 2 * len(self.strip.data["right"]))
-    return shown > SCREEN or self.sent > SCREEN and self.sent - self.thinned > max(BURST, self.sent // 50)
+    @property
+    def crowded(self): return crowd(max(self._on_screen, self._alarms, 2 * self._stretches), self.sent, self.thinned)
 
 # %% ../../nbs/views/86c_ribbons.ipynb #718abfc3
 def cut(name, most):
@@ -198,33 +210,34 @@ def cut(name, most):
 class Mixture:
     "The probabilities of all regimes of the one lane that was chosen."
 
-    def __init__(self):
-        self.source, self.sent, self.thinned = ColumnDataSource({name: [] for name in ("step", *PROBABILITIES)}), 0, 0
+    def __init__(self): self.source, self.key, self.sent, self.thinned, self._on_screen = Source({name: [] for name in ("step", *PROBABILITIES)}), None, 0, 0, 0
 
-    def refill(self, series, window, place):
+    def refill(self, port):
         "Sends the whole window, thinned."
-        first, last = span_of(place(series.step, series.time), window)
-        self.source.data = packed(self._rows(series, first, last, SCREEN // 2, place))
-        self.sent = self.thinned = len(series.step)
+        port.wire.refill(self.source, rows := port.once(shown_shares, self.key))
+        self._on_screen, self.sent = len(rows), len(port.series(self.key).step)
+        self.thinned = self.sent
 
-    def stream(self, series, window, place):
+    def stream(self, port):
         "Sends what came since, as far as it lies in the window."
-        first, last = self.sent, len(series.step)
-        self.sent = last
-        if first == last or window is not None and place(series.step[first], series.time[first]) > window[1]: return
-        self.source.stream(self._rows(series, first, last, BURST, place))
-
-    def _rows(self, series, first, last, limit, place):
-        "From each stretch the surest and the least sure row and the one nearest to catastrophe. Where nothing was read all are 0."
-        _, surest = most_probable(series.senses, slice(first, last))
-        chosen = first + thin(surest, series.senses["regime_catastrophic_divergence"][first:last], limit)
-        shares = {name: np.nan_to_num(series.senses[name][chosen].astype(float)).round(4).tolist() for name in PROBABILITIES}
-        return dict(step=places(place(series.step[chosen], series.time[chosen]))) | shares
+        series, first = port.series(self.key), self.sent
+        self.sent = len(series.step)
+        if first == self.sent or not port.before_end(series.step[first], series.time[first]): return
+        port.wire.stream(self.source, rows := port.once(new_shares, self.key, first))
+        self._on_screen += len(rows)
 
     @property
-    def crowded(self):
-        "Whether there is more on the screen than it can show."
-        return len(self.source.data["step"]) > SCREEN or self.sent > SCREEN and self.sent - self.thinned > max(BURST, self.sent // 50)
+    def crowded(self): return crowd(self._on_screen, self.sent, self.thinned)
+
+def shares(series, first, last, limit, place):
+    "From each stretch the surest and the least sure row and the one nearest to catastrophe. Where nothing was read all are 0."
+    _, surest = most_probable(series.senses, slice(first, last))
+    chosen = first + thin(surest, series.senses["regime_catastrophic_divergence"][first:last], limit)
+    return dict(step=places(place(series.step[chosen], series.time[chosen]))) | {name: np.nan_to_num(series.senses[name][chosen].astype(float)).round(4).tolist() for name in PROBABILITIES}
+
+def shown_shares(port, key): "All shares of a lane in the window."; return packed(shares(port.series(key), *port.seen(port.series(key).step, port.series(key).time)[1:], SCREEN // 2, port.place))
+
+def new_shares(port, key, first): "The shares of a lane from the first row on."; return Packet(**shares(port.series(key), first, len(port.series(key).step), BURST, port.place))
 
 # %% ../../nbs/views/86c_ribbons.ipynb #1a723a00
 class SenseCharts:
@@ -232,7 +245,8 @@ class SenseCharts:
 
     def __init__(self, charts, moment, shown=None, key=None):  # shown: of "index" and "regimes"; key: of the lane whose regimes are shown whole
         self.charts, self.shown, self.filled, self.moment = charts, moment.sensed if shown is None else shown, None, moment
-        self.feeds, self.mixture, self.heard = [SenseFeed() for _ in charts.keys], Mixture(), []  # heard: called when another lane is chosen
+        self.wire = DIRECT  # the one that it was fed by last
+        self.feeds, self.mixture, self.heard = [SenseFeed(key) for key in charts.keys], Mixture(), []  # heard: called when another lane is chosen
         self.chosen = charts.keys.index(key) if key in charts.keys else 0 if len(charts.keys) == 1 else None
         self.floor = ColumnDataSource(dict(step=[], y=[]))
         self._names, self._loss = charts.labels, charts.top.children[0]
@@ -258,7 +272,7 @@ def choose(self: SenseCharts, lane):
     "Shows all probabilities of one lane, or with None the strips of every lane."
     if lane == self.chosen: return
     self.chosen, self.mixture.sent = lane, 0
-    self.feed(self.moment)
+    self.feed(self.moment, self.wire)
     self._arrange()
     for call in self.heard: call()
 
@@ -321,15 +335,15 @@ def _make_mixture(self: SenseCharts):
     return fig
 
 @patch
-def feed(self: SenseCharts, moment):
+def feed(self: SenseCharts, moment, wire=DIRECT):
     "Sends what is new, or everything on the screen where that has changed."
-    self.moment, window, place = moment, self.charts.window, ruler(moment, self.charts.look.axis)
-    wanted, series = (moment.generation, window), self.charts.mine(moment)
-    pairs = [*zip(self.feeds, series)] + ([(self.mixture, series[self.chosen])] if self.chosen is not None else [])
-    for feed, one in pairs:
-        if wanted != self.filled or feed.crowded or not feed.sent or feed.sent > len(one.step): feed.refill(one, window, place)
-        else: feed.stream(one, window, place)
+    self.moment, self.wire, port, series = moment, wire, self.charts.port(moment, wire=wire), self.charts.mine(moment)
+    if self.chosen is not None: self.mixture.key = self.charts.keys[self.chosen]
+    wanted = moment.generation, port.window
+    for feed in [*self.feeds, *([self.mixture] if self.chosen is not None else [])]:
+        if wanted != self.filled or feed.crowded or not feed.sent or feed.sent > len(port.series(feed.key).step): feed.refill(port)
+        else: feed.stream(port)
     self.filled = wanted
-    start = window[0] if window else min((float(place(one.step[0], one.time[0])) for one in series if len(one.step)), default=0.0)
+    start = port.window[0] if port.window else min((float(port.place(one.step[0], one.time[0])) for one in series if len(one.step)), default=0.0)
     floor = dict(step=[start], y=[THRESHOLDS[-1] + 0.4])  # so that the thresholds are always on the screen
     if floor != dict(self.floor.data): self.floor.data = floor
