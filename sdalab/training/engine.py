@@ -44,7 +44,7 @@ class Movement(PerLane):
     weight_norm: Tensor # [L, G] float64, |theta| by group, before the step
     update_norm: Tensor # [L, G] float64, |Delta| by group; 0 where the lane was not updated
     gradient_dot_update: Tensor # [L] float64, g . Delta; NaN where g is not the gradient of the cross-entropy alone, or was clipped by another than a common factor
-    gradient_cosine: Tensor # [L] float64, between this gradient and the one before; NaN for the first
+    gradient_cosine: Tensor # [L] float64, between this gradient and that of the step just before; NaN where that was not kept
     nonfinite: Tensor # [L] float64, elements of the gradient that are NaN or infinite
 
 # %% ../../nbs/training/16_engine.ipynb #19cf3364

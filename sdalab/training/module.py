@@ -13,7 +13,6 @@ import copy, inspect, itertools, math, re, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from weakref import WeakKeyDictionary
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -107,6 +106,7 @@ class ModuleState:
     step: int = 0
     observed: Observation | None = None
     memory: dict[str, Tensor] = field(default_factory=dict) # name -> [1, ...] float64, of clippers and resets; empty until one is used
+    kept: tuple[int, dict[nn.Parameter, Tensor]] | None = field(default=None, repr=False) # a step and its gradient, for the next one's cosine; neither copied nor saved
 
     @cached_property
     def groups(self) -> dict[nn.Parameter, str]: "Parameter -> the group that its name says."; return {p: parameter_group(name) for name, p in self.model.named_parameters()}
@@ -129,7 +129,7 @@ class ModuleState:
                 t.copy_(tensors[name])
         self._load_moments(tensors)
         self.memory = {name.removeprefix('memory.'): t for name, t in tensors.items() if name.startswith('memory.')}
-        self.step, self.observed = step, observed
+        self.step, self.observed, self.kept = step, observed, None
         return self
 
     def _load_moments(self, tensors):
@@ -161,7 +161,7 @@ class ModuleEngine:
                 ):
         "Raises `BadInput` for a device that is not there or has no bfloat16."
         self.build, self.optimizer, self.device, self.bfloat16, self.micro_rows = build, optimizer, usable_device(device), bfloat16, micro_rows
-        self.watching, self.watching_seconds, self._last_gradients = False, 0.0, WeakKeyDictionary()
+        self.watching, self.watching_seconds = False, 0.0
         if bfloat16 and self.device.type == 'cuda' and not torch.cuda.is_bf16_supported(): raise BadInput(f"precision = 'bfloat16': {torch.cuda.get_device_name()} has none; take float32")
 
     def initial_state(self, seeds, learning_rate=None, weight_decay=None) -> ModuleState:
@@ -302,7 +302,7 @@ def _disturb(self: ModuleEngine, state, decision, spike):
 def _keep(self: ModuleEngine, state):
     "The gradient as the update used it, for the cosine with the next."
     began = time.perf_counter()
-    self._last_gradients[state] = {p: p.grad.clone() for p in parameters_of(state) if p.grad is not None}
+    state.kept = state.step, {p: p.grad.clone() for p in parameters_of(state) if p.grad is not None}
     self.watching_seconds += time.perf_counter() - began
 
 @patch
@@ -313,10 +313,10 @@ def _movement(self: ModuleEngine, state, before, plain) -> Movement:
     old = dict(zip(parameters, before))
     delta = {p: p - b for p, b in old.items()}
     g = {p: p.grad for p in parameters if p.grad is not None}
-    last = self._last_gradients.get(state)
+    step, last = state.kept or (None, None)
     dot = lambda a, b: sum(torch.sum(a[p] * b[p]).cpu().double() for p in g)
     along = dot(g, delta) / state.observed.clip_coefficient[0] if plain else torch.tensor(math.nan, dtype=torch.float64)
-    cosine = dot(g, last) / (dot(g, g) * dot(last, last)).sqrt() if last and last.keys() == g.keys() else torch.tensor(math.nan, dtype=torch.float64)
+    cosine = dot(g, last) / (dot(g, g) * dot(last, last)).sqrt() if last and step == state.step - 1 and last.keys() == g.keys() else torch.tensor(math.nan, dtype=torch.float64)
     nonfinite = sum((~torch.isfinite(t)).sum().cpu().double() for t in g.values()) if not math.isfinite(state.observed.gradient_norm.sum()) else torch.tensor(0.0, dtype=torch.float64)
     moved = Movement(norms_by_group(state, old.get)[None], norms_by_group(state, delta.get)[None], along[None], cosine[None], nonfinite[None])
     self.watching_seconds += time.perf_counter() - began

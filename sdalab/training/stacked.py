@@ -140,8 +140,8 @@ def step(self: Tile, decisions: list[Decision], # one a lane of the tile
     update_lane = lambda lane, norm: self._update(lane, decisions[lane], norm, clips[lane][1], *clipped.get(lane, (1.0, 1.0)), watching is True)
     clip = [update_lane(lane, norm) if lane in going else 1.0 for lane, norm in enumerate(totals)]
     plain = [not (batch.spike or d.regularisation or d.loss not in (None, 'cross_entropy')) and (not clipper or clipper.common) for d, (clipper, _) in zip(decisions, clips)]
-    if watching == 'gradient': self.watch.keep(totals, clip)
-    return Observation(loss, token_losses, norms, torch.tensor(clip, dtype=torch.float64), self.watch.movement(totals, clip, plain) if watching is True else None)
+    if watching == 'gradient': self.watch.keep(step, totals, clip)
+    return Observation(loss, token_losses, norms, torch.tensor(clip, dtype=torch.float64), self.watch.movement(step, totals, clip, plain) if watching is True else None)
 
 @patch
 def _disturb(self: Tile, lanes, decisions, spike):
@@ -236,7 +236,7 @@ class Watch:
     "How the lanes of a tile are moved by one step after another."
     PIECE = 2**17 # elements of a piece; measured: fewer calls count for more than the second cache, level from there on
     def __init__(self, tile: Tile):
-        self.tile, self.seconds, self.last_sizes = tile, 0.0, [math.nan] * len(tile.parameters)
+        self.tile, self.seconds, self.last_step, self.last_sizes = tile, 0.0, None, []
         self.last_gradients = torch.empty_like(tile.gradients)
         self.before, self.delta = (tile.arena(name, self.PIECE) for name in ('before', 'delta'))
         self.cut = [[self._piece(lane, stretch, start) for stretch in stretches for start in range(0, len(stretch.parameters), self.PIECE)] for lane, stretches in enumerate(tile.stretches)]
@@ -268,16 +268,18 @@ class Watch:
             last.copy_(piece.gradients)
             self.seconds += time.perf_counter() - there + here - began
 
-    def keep(self, norms: list[float], # of the gradient, lane by lane
+    def keep(self, step: int, # its number
+             norms: list[float], # of the gradient, lane by lane
              clip: list[float], # what was left of them
             ) -> None:
         "The gradient of the step just taken, for the cosine with the next."
         began = time.perf_counter()
         self.last_gradients.copy_(self.tile.gradients)
-        self.last_sizes = [norm * left for norm, left in zip(norms, clip)]
+        self.last_step, self.last_sizes = step, [norm * left for norm, left in zip(norms, clip)]
         self.seconds += time.perf_counter() - began
 
-    def movement(self, norms: list[float], # of the gradient, lane by lane
+    def movement(self, step: int, # its number
+                 norms: list[float], # of the gradient, lane by lane
                  clip: list[float], # what was left of them
                  plain: list[bool], # whether the gradient is that of the cross-entropy alone
                 ) -> Movement:
@@ -285,12 +287,12 @@ class Watch:
         for lane in range(len(norms)):
             if lane not in self.seen: list(self.pieces(lane)) # not updated
         began, n, sizes = time.perf_counter(), len(GROUPS), [norm * left for norm, left in zip(norms, clip)]
-        sums = [self._summed(lane) for lane in range(len(norms))]
+        sums, last_sizes = [self._summed(lane) for lane in range(len(norms))], self.last_sizes if self.last_step == step - 1 else [math.nan] * len(norms)
         self.seen, ratio = {}, lambda a, b: a / b if b else math.nan
         rows = torch.tensor([[*map(math.sqrt, row[:2 * n]), ratio(row[-2], left) if bare else math.nan, ratio(row[-1], size * last)]
-                             for row, left, bare, size, last in zip(sums, clip, plain, sizes, self.last_sizes)], dtype=torch.float64)
+                             for row, left, bare, size, last in zip(sums, clip, plain, sizes, last_sizes)], dtype=torch.float64)
         nonfinite = torch.zeros(len(norms), dtype=torch.float64) if all(map(math.isfinite, norms)) else (~torch.isfinite(self.tile.gradients)).sum(1).cpu().double()
-        self.last_sizes = sizes
+        self.last_step, self.last_sizes = step, sizes
         self.seconds += time.perf_counter() - began
         return Movement(rows[:, :n], rows[:, n:2 * n], rows[:, -2], rows[:, -1], nonfinite)
 
