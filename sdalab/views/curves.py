@@ -197,20 +197,21 @@ class LaneFeed:
     "What one lane has on the screen, and how far it has been sent."
 
     def __init__(self, key):  # of the lane's series
-        self.key, self._dots = key, []
+        self.key, self._dots, self._dot = key, [], DOT
         self.rows, self.validation = Source({name: [] for name in ROWS}), Source({"step": [], "validation_loss": []})
         self.sent, self.validated, self.thinned = 0, 0, 0  # thinned: rows seen at the last refill
         self._on_screen = self._points = 0  # rows and validations in the browser
 
     def dots(self, colour):
         "Marks at the validations, as long as they are few."
-        self._dots.append(Scatter(x="step", y="validation_loss", fill_color=colour, line_color=None, size=DOT))
+        self._dots.append(Scatter(x="step", y="validation_loss", fill_color=colour, line_color=None, size=self._dot))
         return self._dots[-1]
 
     def _fit_dots(self):
         size = DOT if self._points <= DOTS else 0
-        for dots in self._dots:
-            if dots.size != size: dots.size = size
+        if size == self._dot: return
+        self._dot = size
+        for dots in self._dots: dots.size = size
 
 # %% ../../nbs/views/86b_curves.ipynb #a0146e7d
 @patch

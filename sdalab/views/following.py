@@ -464,7 +464,8 @@ class Watch:
     def __init__(self, root, alerts=None):  # alerts: with `names` of columns and a `check` of every new moment
         self.root, self.entries, self.problems, self.listed, self.alerts = Path(root).absolute(), [], {}, False, alerts
         self._known, self._tails, self._asked, self._last_asked, self._last_list = {}, {}, {}, 0.0, -math.inf
-        self._wake = threading.Event()
+        self.heard = set()  # called with the key of a run of which there is news, or None for the list of runs; from the watch's own thread
+        self._wake, self._turning = threading.Event(), threading.Lock()
         threading.Thread(target=self._work, name="watch", daemon=True).start()
 
     def find(self): "What can be chosen, and a sentence for each that cannot be read."; return find_runs(self.root, self._known)
@@ -509,11 +510,15 @@ def _work(self: Watch):
 @patch
 def turn(self: Watch):
     "One round: list what there is now and then, look at those that are asked for, forget the others."
-    now = time.monotonic()
+    with self._turning: self._turn(time.monotonic())
+
+@patch
+def _turn(self: Watch, now):
     armed = self.alerts is not None and bool(self.alerts.rules)
     if (armed or now - self._last_asked < self.PATIENCE) and (now - self._last_list > self.LIST_EVERY or self._unknown()):
-        self.entries, self.problems = self.find()
+        before, (self.entries, self.problems) = (self.listed, self.entries, self.problems), self.find()
         self._last_list, self.listed = now, True
+        if before != (True, self.entries, self.problems): self._tell(None)
         if armed: self._asked.update({entry.key: now for entry in self.entries if entry.live})
     for key, asked in list(self._asked.items()):
         if now - asked > self.PATIENCE: self._forget(key)
@@ -532,8 +537,13 @@ def _look(self: Watch, key):
         self._tails[key] = self.tail(found[0])
     tail = self._tails[key]
     if self.alerts is not None: tail.wanted |= self.alerts.names
-    moment = tail.look()
+    before, moment = tail.now, tail.look()
     if self.alerts is not None: self.alerts.check(moment)
+    if moment is not before: self._tell(key)
+
+@patch
+def _tell(self: Watch, key):
+    for call in list(self.heard): call(key)
 
 @patch
 def _forget(self: Watch, key):
