@@ -6,7 +6,7 @@ Docs: https://sdalab.github.io/sdalab/views/curves.html.md"""
 
 # %% auto #0
 __all__ = ['COLOURS', 'DASHES', 'LANES', 'GREY', 'SCREEN', 'DOT', 'DOTS', 'BURST', 'ROWS', 'CALM', 'READ', 'UNREAD', 'NAME',
-           'HIDE', 'REST', 'HINT', 'ALONE', 'LEFT', 'TITLES', 'TALL', 'GRID', 'LEGEND_STYLE', 'HEAD_STYLE',
+           'HIDE', 'SPARE', 'HINT', 'ALONE', 'LEFT', 'TITLES', 'TALL', 'GRID', 'LEGEND_STYLE', 'HEAD_STYLE',
            'CSS_DASHES', 'AXES', 'AXIS_WORDS', 'MARKS', 'HEIGHTS', 'MOST_MARKS', 'Look', 'ruler', 'look_of', 'span_of',
            'ceiling', 'Viewport', 'milestone', 'crowd', 'smooth_of', 'shown_rows', 'new_rows', 'new_validations',
            'LaneFeed', 'Charts', 'best_of', 'bests']
@@ -62,7 +62,7 @@ caption.setv({text: caption.tags[0]}, {sync: false})
 """
 NAME = "if (!cb_obj.read) cb_obj.setv({labels: cb_obj.tags[1]}, {sync: false})"  # not while the pointer reads values there
 HIDE = "for (const [i, lane] of renderers.entries()) for (const renderer of lane) renderer.visible = cb_obj.active.includes(i)"
-REST = """
+SPARE = """
 const view = Bokeh.index.find_one(cb_obj)
 if (!view || view.rests !== undefined) return
 const paint = view.paint.bind(view)
@@ -73,7 +73,12 @@ new IntersectionObserver((seen) => {
   view.rests = !seen.at(-1).isIntersecting
   if (!view.rests && owes) { owes = false; paint() }
 }).observe(view.el)
-"""  # a figure that is not on the screen is painted when it comes there
+for (const range of [cb_obj.x_range, cb_obj.y_range].filter((range) => !range.spared)) {
+  const setv = range.setv.bind(range)
+  range.setv = (values, options) => setv(values, {...options, sync: false})
+  range.spared = true
+}
+"""  # what is not on the screen is painted when it comes there; what follows from the data is not told to the server
 HINT = "Point at a chart to read every lane; click a lane to hide it; drag across a chart to zoom all of them, and the table's numbers. Best: the lowest validation loss, and its step."
 ALONE = "Point at the chart to read every lane; click a lane to hide it; drag across the chart to zoom. Best: the lowest validation loss, and its step."
 LEFT = " Pale dots: steps that the run went back over."
@@ -281,7 +286,7 @@ class Charts:
         self.left, self._left_sent = ColumnDataSource({name: [] for name in ("at", "loss", "gradient_norm", "validated_at", "validation_loss", "colour", "words")}), None
         self.marks = ColumnDataSource(dict(step=[], loss=[], capped=[], colour=[]))
         self.events, self._told = ColumnDataSource(dict(step=[], y=[], kind=[], words=[], lanes=[], colour=[], marker=[], size=[], angle=[], at=[])), None
-        self.renderers, self._rest = [[] for _ in self.keys], CustomJS(code=REST)
+        self.renderers, self._spare = [[] for _ in self.keys], CustomJS(code=SPARE)
         self._facts = moment.config.get("facts", {}).get("corpus", {})
         self.steps = DataRange1d(only_visible=True, range_padding=0.02)
         self._cross = Span(dimension="height", line_color=GREY, line_dash="dotted", line_width=1)
@@ -377,7 +382,7 @@ def empty_figure(self: Charts, title, **options):
     fig.toolbar.autohide, fig.toolbar.logo, fig.toolbar.active_drag = True, None, tools[0]
     if not self.look.log_x and self.look.axis != "clock": fig.xaxis.formatter = NumeralTickFormatter(format="0,0" if self.look.axis == "step" else "0,0.[00]")
     fig.xgrid.visible, fig.yaxis.ticker.desired_num_ticks = False, 5
-    fig.js_on_change("inner_width", self._rest)
+    fig.js_on_change("inner_width", self._spare)
     fig.on_event(RangesUpdate, self.zoomed)
     fig.on_event(Reset, self.unzoomed)
     return fig
