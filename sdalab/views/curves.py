@@ -66,9 +66,9 @@ SPARE = """
 const view = Bokeh.index.find_one(cb_obj)
 if (!view || view.rests !== undefined) return
 const paint = view.paint.bind(view)
-let owes = false
+let owes = false, painted = false
 view.rests = false
-view.paint = () => { if (view.rests) owes = true; else paint() }
+view.paint = () => { if (view.rests && painted) owes = true; else { painted = true; paint() } }
 new IntersectionObserver((seen) => {
   view.rests = !seen.at(-1).isIntersecting
   if (!view.rests && owes) { owes = false; paint() }
@@ -78,7 +78,7 @@ for (const range of [cb_obj.x_range, cb_obj.y_range].filter((range) => !range.sp
   range.setv = (values, options) => setv(values, {...options, sync: false})
   range.spared = true
 }
-"""  # what is not on the screen is painted when it comes there; what follows from the data is not told to the server
+"""  # what is not on the screen is painted once, and again when it comes there; what follows from the data is not told to the server
 HINT = "Point at a chart to read every lane; click a lane to hide it; drag across a chart to zoom all of them, and the table's numbers. Best: the lowest validation loss, and its step."
 ALONE = "Point at the chart to read every lane; click a lane to hide it; drag across the chart to zoom. Best: the lowest validation loss, and its step."
 LEFT = " Pale dots: steps that the run went back over."
