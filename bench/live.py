@@ -104,7 +104,10 @@ def served(folder: Path):
         process.wait(20)
 
 
-FULL = "() => [...Bokeh.documents[0]?._all_models.values() ?? []].some((m) => m.data?.smooth && m.data.loss && m.data.step.length > 100)"
+FULL = """() => {
+    const models = [...window.Bokeh?.documents[0]?._all_models.values() ?? []], figures = models.filter((m) => m.type === 'Figure')
+    return models.some((m) => m.data?.smooth && m.data.loss && m.data.step.length > 100) && figures.every((m) => Bokeh.index.find_one(m)?.has_finished())
+}"""  # the points are there, and all figures are painted
 DRAGGED = """() => { addEventListener('pointerup', () => {
     const source = [...Bokeh.documents[0]._all_models.values()].find((m) => m.data?.smooth && m.data.loss), before = source.data, released = performance.now()
     const wait = () => source.data === before ? setTimeout(wait, 2) : requestAnimationFrame(() => setTimeout(() => { window.dragged = performance.now() - released }))
