@@ -308,6 +308,34 @@ def test_one_step_is_a_small_message_and_charts_can_be_explored(address, runs, b
     assert legend.first.get_attribute("aria-pressed") == "false" or "bk-active" not in legend.first.get_attribute("class")
 
 
+def test_a_view_that_was_left_misses_nothing(address, runs, browser, train):
+    "What the server holds of its sources is true, although their rows go past it."
+    train(runs / "left", at_once=20, rate=10, steps=100_000, sensed=1)
+    browser.goto(f"{address}?run=left")
+    end = "models.some((m) => m.data?.smooth && m.data.loss && m.data.step.at(-1) > argument)"
+    until(browser, end, 40)
+    press(browser, "Tree")
+    until(browser, "models.every((m) => !m.data?.smooth)")
+    press(browser, "Now")
+    until(browser, end, 60)
+    until(browser, end, points(browser)[0][1] + 5)
+    rows, strips = [*sources(browser, "loss"), *sources(browser, "probability")], sources(browser, "alpha")
+    rows = [source for source in rows if "smooth" in source or "probability" in source]
+    assert len(rows) == 16 and all(source["step"] == list(range(len(source["step"]))) for source in rows)
+    assert len(strips) == 8 and all(right == left for source in strips for left, right in zip(source["left"][1:], source["right"]))
+
+
+def test_a_page_that_was_cut_off_comes_back(serve, runs, browser, train, processes, tmp_path):
+    train(runs / "cut", at_once=60, rate=10, steps=100_000)
+    browser.add_init_script("window.sockets = []; window.WebSocket = class extends WebSocket { constructor(...all) { super(...all); sockets.push(this) } }")
+    browser.goto(f"{serve(runs)}?run=cut&smoothing=0.5&log_y=true")
+    until(browser, "models.some((m) => m.data?.smooth && m.data.step.at(-1) > 60)")
+    with browser.expect_navigation():
+        browser.evaluate("sockets.at(-1).close()")
+    until(browser, "models.some((m) => m.type === 'Figure' && m.title.text === 'Training loss, nats per token (log)')")
+    browser.troubles[:] = [told for told in browser.troubles if "WebSocket is already in" not in told]  # Bokeh says goodbye on what is closed
+
+
 def test_what_a_monitor_read_is_drawn_as_it_was(address, runs, browser, train):
     train(runs / "sensed", steps=200, rate=500, lanes=3, sensed=1)[0].wait(PATIENCE)
     browser.goto(f"{address}?run=sensed")

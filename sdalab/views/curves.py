@@ -6,10 +6,10 @@ Docs: https://sdalab.github.io/sdalab/views/curves.html.md"""
 
 # %% auto #0
 __all__ = ['COLOURS', 'DASHES', 'LANES', 'GREY', 'SCREEN', 'DOT', 'DOTS', 'BURST', 'ROWS', 'CALM', 'READ', 'UNREAD', 'NAME',
-           'HIDE', 'HINT', 'ALONE', 'LEFT', 'TITLES', 'TALL', 'GRID', 'LEGEND_STYLE', 'HEAD_STYLE', 'CSS_DASHES',
-           'AXES', 'AXIS_WORDS', 'MARKS', 'HEIGHTS', 'MOST_MARKS', 'Look', 'ruler', 'look_of', 'span_of', 'ceiling',
-           'Viewport', 'milestone', 'crowd', 'smooth_of', 'shown_rows', 'new_rows', 'new_validations', 'LaneFeed',
-           'Charts', 'best_of', 'bests']
+           'HIDE', 'SPARE', 'HINT', 'ALONE', 'LEFT', 'TITLES', 'TALL', 'GRID', 'LEGEND_STYLE', 'HEAD_STYLE',
+           'CSS_DASHES', 'AXES', 'AXIS_WORDS', 'MARKS', 'HEIGHTS', 'MOST_MARKS', 'Look', 'ruler', 'look_of', 'span_of',
+           'ceiling', 'Viewport', 'milestone', 'crowd', 'smooth_of', 'shown_rows', 'new_rows', 'new_validations',
+           'LaneFeed', 'Charts', 'best_of', 'bests']
 
 # %% ../../nbs/views/86b_curves.ipynb #curves02
 import math
@@ -62,6 +62,23 @@ caption.setv({text: caption.tags[0]}, {sync: false})
 """
 NAME = "if (!cb_obj.read) cb_obj.setv({labels: cb_obj.tags[1]}, {sync: false})"  # not while the pointer reads values there
 HIDE = "for (const [i, lane] of renderers.entries()) for (const renderer of lane) renderer.visible = cb_obj.active.includes(i)"
+SPARE = """
+const view = Bokeh.index.find_one(cb_obj)
+if (!view || view.rests !== undefined) return
+const paint = view.paint.bind(view)
+let owes = false, painted = false
+view.rests = false
+view.paint = () => { if (view.rests && painted) owes = true; else { painted = true; paint() } }
+new IntersectionObserver((seen) => {
+  view.rests = !seen.at(-1).isIntersecting
+  if (!view.rests && owes) { owes = false; paint() }
+}).observe(view.el)
+for (const range of [cb_obj.x_range, cb_obj.y_range].filter((range) => !range.spared)) {
+  const setv = range.setv.bind(range)
+  range.setv = (values, options) => setv(values, {...options, sync: false})
+  range.spared = true
+}
+"""  # what is not on the screen is painted once, and again when it comes there; what follows from the data is not told to the server
 HINT = "Point at a chart to read every lane; click a lane to hide it; drag across a chart to zoom all of them, and the table's numbers. Best: the lowest validation loss, and its step."
 ALONE = "Point at the chart to read every lane; click a lane to hide it; drag across the chart to zoom. Best: the lowest validation loss, and its step."
 LEFT = " Pale dots: steps that the run went back over."
@@ -269,7 +286,7 @@ class Charts:
         self.left, self._left_sent = ColumnDataSource({name: [] for name in ("at", "loss", "gradient_norm", "validated_at", "validation_loss", "colour", "words")}), None
         self.marks = ColumnDataSource(dict(step=[], loss=[], capped=[], colour=[]))
         self.events, self._told = ColumnDataSource(dict(step=[], y=[], kind=[], words=[], lanes=[], colour=[], marker=[], size=[], angle=[], at=[])), None
-        self.renderers = [[] for _ in self.keys]
+        self.renderers, self._spare = [[] for _ in self.keys], CustomJS(code=SPARE)
         self._facts = moment.config.get("facts", {}).get("corpus", {})
         self.steps = DataRange1d(only_visible=True, range_padding=0.02)
         self._cross = Span(dimension="height", line_color=GREY, line_dash="dotted", line_width=1)
@@ -365,6 +382,7 @@ def empty_figure(self: Charts, title, **options):
     fig.toolbar.autohide, fig.toolbar.logo, fig.toolbar.active_drag = True, None, tools[0]
     if not self.look.log_x and self.look.axis != "clock": fig.xaxis.formatter = NumeralTickFormatter(format="0,0" if self.look.axis == "step" else "0,0.[00]")
     fig.xgrid.visible, fig.yaxis.ticker.desired_num_ticks = False, 5
+    fig.js_on_change("inner_width", self._spare)
     fig.on_event(RangesUpdate, self.zoomed)
     fig.on_event(Reset, self.unzoomed)
     return fig
@@ -396,6 +414,7 @@ def unzoomed(self: Charts, event): self._look_at(None)
 # %% ../../nbs/views/86b_curves.ipynb #4418bda8
 @patch
 def _look_at(self: Charts, window):
+    if window == self.window: return  # each figure tells of the range that all of them share
     self.window = window
     for call in self.heard: call()
 

@@ -88,10 +88,11 @@ def readings_of(port, key, name):
 def shown_readings(port, key, name):
     "All readings in the window, thinned."
     (step, time, values), (at, smooth, _) = readings_of(port, key, name)
-    where, first, last = port.seen(step[at], time[at])
-    shown = at[first:last]
-    chosen = thin(values[shown], values[shown], SCREEN // 2)
-    return Packet(step=wired(where[first:last][chosen]), value=wired(finite(values[shown][chosen]), "f4"), smooth=wired(finite(smooth[first:last][chosen]), "f4"))
+    first, last = np.searchsorted(at, port.seen(step, time)[1:])
+    shown = slice(max(0, first - 1), last + 1)  # the readings next to the window too: the lines go on to them
+    chosen = shown.start + thin(values[at[shown]], values[at[shown]], SCREEN // 2)
+    rows = at[chosen]
+    return Packet(step=wired(port.place(step[rows], time[rows])), value=wired(finite(values[rows]), "f4"), smooth=wired(finite(smooth[chosen]), "f4"))
 
 def new_readings(port, key, name, first):
     "The readings from the first on."

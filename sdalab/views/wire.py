@@ -112,7 +112,9 @@ class Wire:
             model._property_values.update(values)  # past Bokeh, as Panel does where it streams text
             self._gather("update", model, orjson.dumps(values))
 
-    def _gather(self, what, model, text): self._gathered.append(b'["%s","%s",%s]' % (what.encode(), model.id.encode(), text))
+    def _gather(self, what, model, text):
+        if model in self.document.models._new_models: return  # the browser has yet to get it, and gets all of it
+        self._gathered.append(b'["%s","%s",%s]' % (what.encode(), model.id.encode(), text))
 
     def send(self):
         "Sends what was gathered to every browser that shows the document."
