@@ -267,6 +267,7 @@ def _open(self: LivePage, node):
 
 @patch
 def _make_now(self: LivePage):
+    "The view of a run as it is now."
     made = RunView(source=lambda names: self.watch.ask(self.key, names), tree=lambda steps: TreePicture(self._open, steps), wire=self.wire)
     made.clock = lambda: self.held_at if self.held else time.time()
     return made
