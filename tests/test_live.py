@@ -252,6 +252,18 @@ def test_points_stream_in_and_the_run_obeys(address, runs, browser, train):
     assert list(run.commands()["kind"]) == ["pause", "resume", "stop"] and set(run.commands()["status"]) == {"done"}
 
 
+def test_what_a_run_does_while_a_slow_browser_connects_is_seen(address, runs, browser, train):
+    process, run = train(runs / "slow", steps=100_000, rate=10, lanes=1)
+    asked = []
+    browser.route("**/panel-material-ui.bundle.js*", lambda route: (asked.append(time.sleep(3)), route.continue_()))  # so long it has the document, and is not ready
+    browser.goto(f"{address}?run=slow")
+    until(browser, "models.find((m) => m.data?.smooth)?.data.step.length > 60")
+    steps, = (source["step"] for source in sources(browser, "smooth"))
+    assert asked and steps == list(range(len(steps)))
+    process.terminate()
+    process.wait(PATIENCE)
+
+
 def test_a_real_training_run_is_watched_and_stopped(address, runs, browser, processes):
     "The trainer itself in another process: its lanes stream in, and the page's stop ends it as it should."
     process = processes("-m", "sdalab.cli", "train", "edge-95k", "--runs", runs, "--name", "real", "--steps", 1_000_000,
