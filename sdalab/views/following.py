@@ -6,10 +6,10 @@ Docs: https://sdalab.github.io/sdalab/views/following.html.md"""
 
 # %% auto #0
 __all__ = ['LIVE', 'GROUPS', 'REGIMES', 'PROBABILITIES', 'SENSES', 'SIGNALS', 'PLOTTED', 'STORED', 'UNREADABLE', 'HASTE', 'log',
-           'SHORT', 'KEPT', 'Column', 'Series', 'Mark', 'Moment', 'with_columns', 'clean', 'explain', 'sample_run',
-           'fork_and_lane', 'settings_of', 'rows_of', 'common_rate', 'Tail', 'Entry', 'find_runs', 'Watch', 'debiased',
-           'thin', 'short_number', 'short_setting', 'differing', 'lane_labels', 'last_finite', 'lowest_at', 'derived',
-           'Smooth', 'Lowest']
+           'MADE', 'SHORT', 'KEPT', 'Column', 'Series', 'Mark', 'Moment', 'with_columns', 'clean', 'explain',
+           'sample_run', 'fork_and_lane', 'settings_of', 'rows_of', 'common_rate', 'Tail', 'Entry', 'find_runs',
+           'Watch', 'debiased', 'thin', 'short_number', 'short_setting', 'differing', 'lane_labels', 'last_finite',
+           'lowest_at', 'derived', 'Smooth', 'Lowest']
 
 # %% ../../nbs/views/86a_following.ipynb #following02
 import json
@@ -100,6 +100,8 @@ class Mark:
     time: float = 0.0
 
 # %% ../../nbs/views/86a_following.ipynb #70352c5b
+MADE = 512  # what views have made that a moment keeps: of a run that rests it stays the same for days
+
 @dataclass(frozen=True)
 class Moment:
     "A run as it was at one look."
@@ -131,7 +133,10 @@ class Moment:
 
     def once(self, key, make):
         "What is the same for every view of this moment, made by the first that asks."
-        if key not in self.made: self.made[key] = make()
+        if key not in self.made:
+            made = make()
+            if len(self.made) >= MADE: del self.made[next(iter(self.made))]
+            self.made[key] = made
         return self.made[key]
 
     @property
