@@ -153,7 +153,7 @@ class Viewport(NamedTuple):
     wire: object = DIRECT
 
     @property
-    def place(self): return ruler(self.moment, self.axis)
+    def place(self): "What turns steps and times into places on the axis."; return ruler(self.moment, self.axis)
 
     def once(self, make, *about):
         "Columns that are the same for every viewer who looks through the same viewport."
@@ -174,9 +174,8 @@ class Viewport(NamedTuple):
 
 # %% ../../nbs/views/86b_curves.ipynb #viewpor2
 def milestone(rows):
-    "A number that is another one a twelfth further on, at least BURST rows and at most 900: there all viewers thin what they show, so that it is done once for all."
-    if rows < 12 * BURST: return rows // BURST
-    return -int(math.log(rows) / math.log(13 / 12)) if rows < 12 * 900 else rows // 900
+    "A number that is another one at the latest a twelfth of the rows or 900 rows further on: there all viewers thin what they show, so that it is done once for all."
+    return -int(math.log1p(rows) / math.log(13 / 12)) if rows < 12 * 900 else rows // 900
 
 def crowd(shown, sent, thinned):
     "Whether there is more on the screen than it can show, or its end is drawn much denser than the rest: rows in the browser, seen, and seen at the last refill."
@@ -260,7 +259,7 @@ def stream(self: LaneFeed, port):
     self._follow(series)
 
 @patch(as_prop=True)
-def crowded(self: LaneFeed): return crowd(max(self._on_screen, self._points), self.sent, self.thinned)
+def crowded(self: LaneFeed): "Whether it is time to thin what is shown."; return crowd(max(self._on_screen, self._points), self.sent, self.thinned)
 
 # %% ../../nbs/views/86b_curves.ipynb #164ad1fd
 MARKS = {  # kind of event -> marker, colour, size; the others are in the tree's list of events
