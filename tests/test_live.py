@@ -338,6 +338,22 @@ def test_a_view_that_was_left_misses_nothing(address, runs, browser, train):
     assert len(strips) == 8 and all(right == left for source in strips for left, right in zip(source["left"][1:], source["right"]))
 
 
+def test_a_piece_of_the_wire_waits_for_its_model(address, runs, browser, train):
+    train(runs / "early", at_once=20, rate=1, steps=100_000)
+    browser.goto(f"{address}?run=early")
+    until(browser, "models.some((m) => m.data?.smooth)")
+    steps = browser.evaluate("""() => {
+        const doc = Bokeh.documents[0], model = new (Bokeh.Models.get("ColumnDataSource"))({data: {step: [1]}})
+        const come = (...pieces) => { doc._trigger_on_message("wire", JSON.stringify(pieces)); return model.data.step.map(String) }
+        const before = come(["stream", model.id, {step: [2, null]}])
+        doc.add_root(model, {sync: false})
+        const after = come()
+        doc.remove_root(model, {sync: false})
+        return [before, after, come()]
+    }""")
+    assert steps == [["1"], ["1", "2", "NaN"], ["1", "2", "NaN"]]  # and once only
+
+
 def test_a_page_that_was_cut_off_comes_back(serve, runs, browser, train, processes, tmp_path):
     train(runs / "cut", at_once=60, rate=10, steps=100_000)
     browser.add_init_script("window.sockets = []; window.WebSocket = class extends WebSocket { constructor(...all) { super(...all); sockets.push(this) } }")

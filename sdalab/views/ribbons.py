@@ -138,7 +138,7 @@ def strip_of(series, first, last, stride, edge, place):
     left = float(place(series.step[first] - 0.5, series.time[first])) if edge is None else edge
     return strip_columns(*merged(left, right, regime, level)), float(right[-1])
 
-def end_of_strip(stride, edge, columns, before=()): return Strip(stride, edge, tuple(columns[name][-1] for name in ("right", "colour", "alpha")) if columns["right"] else before)
+def end_of_strip(stride, edge, columns, before=()): "How far a strip is drawn after these columns; `before`: what was drawn last before them."; return Strip(stride, edge, tuple(columns[name][-1] for name in ("right", "colour", "alpha")) if columns["right"] else before)
 
 def shown_senses(port, key):
     "Of a lane in the window: rows, strip, how far it is drawn, and alarms."
@@ -199,7 +199,7 @@ class SenseFeed:
                 self._alarms += len(alarms)
 
     @property
-    def crowded(self): return crowd(max(self._on_screen, self._alarms, 2 * self._stretches), self.sent, self.thinned)
+    def crowded(self): "Whether it is time to thin what is shown."; return crowd(max(self._on_screen, self._alarms, 2 * self._stretches), self.sent, self.thinned)
 
 # %% ../../nbs/views/86c_ribbons.ipynb #718abfc3
 def cut(name, most):
@@ -227,7 +227,7 @@ class Mixture:
         self._on_screen += len(rows)
 
     @property
-    def crowded(self): return crowd(self._on_screen, self.sent, self.thinned)
+    def crowded(self): "Whether it is time to thin what is shown."; return crowd(self._on_screen, self.sent, self.thinned)
 
 def shares(series, first, last, limit, place):
     "From each stretch the surest and the least sure row and the one nearest to catastrophe. Where nothing was read all are 0."

@@ -69,6 +69,7 @@ class Source(ColumnDataSource, Local):
         return self.data
 
     def to_serializable(self, serializer):
+        "As a document holds it."
         self.settle()
         return super().to_serializable(serializer)
 
