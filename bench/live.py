@@ -104,15 +104,16 @@ def served(folder: Path):
         process.wait(20)
 
 
+MODELS = "[...new Set(window.Bokeh?.documents[0]?.roots().flatMap((root) => [...root.references()]))]"  # on the page; the browser keeps others for a while
 FULL = """() => {
-    const models = [...window.Bokeh?.documents[0]?._all_models.values() ?? []], figures = models.filter((m) => m.type === 'Figure')
+    const models = MODELS, figures = models.filter((m) => m.type === 'Figure')
     return models.some((m) => m.data?.smooth && m.data.loss && m.data.step.length > 100) && figures.every((m) => Bokeh.index.find_one(m)?.has_finished())
-}"""  # the points are there, and all figures are painted
+}""".replace("MODELS", MODELS)  # the points are there, and all figures are painted
 DRAGGED = """() => { addEventListener('pointerup', () => {
-    const source = [...Bokeh.documents[0]._all_models.values()].find((m) => m.data?.smooth && m.data.loss), before = source.data, released = performance.now()
+    const source = MODELS.find((m) => m.data?.smooth && m.data.loss), before = source.data, released = performance.now()
     const wait = () => source.data === before ? setTimeout(wait, 2) : requestAnimationFrame(() => setTimeout(() => { window.dragged = performance.now() - released }))
     wait()
-}, {capture: true, once: true}) }"""
+}, {capture: true, once: true}) }""".replace("MODELS", MODELS)
 
 
 def drag(page) -> float:
@@ -162,7 +163,7 @@ def against_short(what: str, found: dict, unit: str, limit: str, target: str) ->
 
 
 ARRIVALS = """(count) => new Promise((done) => {
-    const source = [...Bokeh.documents[0]._all_models.values()].find((m) => m.data?.smooth && m.data.loss), seen = []
+    const source = MODELS.find((m) => m.data?.smooth && m.data.loss), seen = []
     let last = source.data.step.at(-1)
     const look = () => {
         const fresh = [...source.data.step].filter((step) => step > last)
@@ -171,7 +172,7 @@ ARRIVALS = """(count) => new Promise((done) => {
         seen.length < count ? setTimeout(look, 5) : done(seen)
     }
     look()
-})"""
+})""".replace("MODELS", MODELS)
 
 
 def screen_row(browser, address: str, run_dir: Path) -> Row:
