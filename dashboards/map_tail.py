@@ -13,7 +13,7 @@ import zarr
 from sdalab.boundary.landscape import Axis
 from sdalab.boundary.store import ARRAYS, Grid, blank, open_map, read_manifest, status
 from sdalab.boundary.view import levels
-from sdalab.views.following import Watch
+from sdalab.views.following import Watch, last_write
 
 BROKEN = ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError  # what a half-written or vanished store raises
 MEMORY = 20.0  # seconds over which the rate is taken
@@ -60,6 +60,8 @@ class MapTail:
 
     def _restart(self):
         self._seen, self._finished, self._arrays, self._frame, self._past, self._place = set(), False, None, None, deque(), None
+
+    def written(self): return last_write(self.folder / "manifest.json")
 
     def look(self):
         "Reads on and publishes a new moment; a problem is published with the last data."

@@ -6,10 +6,10 @@ Docs: https://sdalab.github.io/sdalab/views/following.html.md"""
 
 # %% auto #0
 __all__ = ['LIVE', 'GROUPS', 'REGIMES', 'PROBABILITIES', 'SENSES', 'SIGNALS', 'PLOTTED', 'STORED', 'UNREADABLE', 'HASTE', 'log',
-           'MADE', 'SHORT', 'KEPT', 'Column', 'Series', 'Mark', 'Moment', 'with_columns', 'clean', 'explain',
+           'MADE', 'POLL', 'SHORT', 'KEPT', 'Column', 'Series', 'Mark', 'Moment', 'with_columns', 'clean', 'explain',
            'sample_run', 'fork_and_lane', 'settings_of', 'rows_of', 'common_rate', 'Tail', 'Entry', 'find_runs',
-           'Watch', 'debiased', 'thin', 'short_number', 'short_setting', 'differing', 'lane_labels', 'last_finite',
-           'lowest_at', 'derived', 'Smooth', 'Lowest']
+           'last_write', 'Watch', 'debiased', 'thin', 'short_number', 'short_setting', 'differing', 'lane_labels',
+           'last_finite', 'lowest_at', 'derived', 'Smooth', 'Lowest']
 
 # %% ../../nbs/views/86a_following.ipynb #following02
 import json
@@ -28,7 +28,7 @@ from ..decisions.model import Decision
 from ..journal.reader import Run, fetch, reading
 from ..journal.schema import JournalError, is_held, signal_columns
 from ..journal.tree import lineage, main_ends
-from ..journal.writer import Journal
+from ..journal.writer import Journal, Writer
 from fastcore.basics import patch
 
 # %% ../../nbs/views/86a_following.ipynb #7a59f90d
@@ -458,11 +458,22 @@ def find_runs(root, known):
             problems[key] = str(problem)
     return sorted(entries, key=lambda entry: (entry.live, entry.created), reverse=True), problems
 
+# %% ../../nbs/views/86a_following.ipynb #a083bde8
+POLL = 0.02  # seconds between questions whether a file has been written to
+
+def last_write(path):
+    "Unix time in ns at which a file was last written to; 0 where there is none."
+    try: return path.stat().st_mtime_ns
+    except FileNotFoundError: return 0
+
+@patch
+def written(self: Tail): "When its run was last written to."; return last_write(self.run_dir / "journal.db-wal")
+
 # %% ../../nbs/views/86a_following.ipynb #a083bde9
 class Watch:
     "Follows the runs of one folder for all viewers, from one thread that rests when nobody looks. Who follows something else overrides `WHAT`, `find` and `tail`."
     WHAT = "run"
-    PERIOD = 0.5  # seconds between looks at a run
+    PERIOD = 0.7  # seconds between looks at a run, and until it is written to again
     LIST_EVERY = 2.0  # seconds between looks for new runs
     PATIENCE = 10.0  # seconds after which a run that nobody asks for is forgotten
 
@@ -503,9 +514,19 @@ def run(self: Watch, key):
     return Run(self.entry(key).run_dir, HASTE)
 
 @patch
+def _rest(self: Watch):
+    "Until somebody waits, or a run was written to: a look right after a write sees the newest rows, and the oldest that it sees are no older than the look before."
+    if self._wake.wait(self.PERIOD): return
+    before, end = self._written(), time.monotonic() + Writer.period
+    while self._written() == before and time.monotonic() < end and not self._wake.wait(POLL): pass
+
+@patch
+def _written(self: Watch): return [tail.written() for tail in list(self._tails.values())]
+
+@patch
 def _work(self: Watch):
     while True:
-        self._wake.wait(self.PERIOD)
+        self._rest()
         self._wake.clear()
         try:
             self.turn()
