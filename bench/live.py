@@ -106,8 +106,8 @@ def served(folder: Path):
 
 MODELS = "[...new Set(window.Bokeh?.documents[0]?.roots().flatMap((root) => [...root.references()]))]"  # on the page; the browser keeps others for a while
 FULL = """() => {
-    const models = MODELS, figures = models.filter((m) => m.type === 'Figure')
-    return models.some((m) => m.data?.smooth && m.data.loss && m.data.step.length > 100) && figures.every((m) => Bokeh.index.find_one(m)?.has_finished())
+    const models = MODELS, painted = (view) => view?.has_finished() && view.bbox.width > 0
+    return models.some((m) => m.data?.smooth && m.data.loss && m.data.step.length > 100) && models.every((m) => m.type !== 'Figure' || painted(Bokeh.index.find_one(m)))
 }""".replace("MODELS", MODELS)  # the points are there, and all figures are painted
 DRAGGED = """() => { addEventListener('pointerup', () => {
     const source = MODELS.find((m) => m.data?.smooth && m.data.loss), before = source.data, released = performance.now()

@@ -39,7 +39,7 @@ from .now import ALONE_SENSED, PLACES, STYLE, RunView
 from .past import ReplayView
 from .report import as_file, report, seen_table
 from .steering import Steering
-from .wire import DIRECT, TAKE, Wire
+from .wire import DIRECT, TAKE, Wire, leave_out_defaults
 from fastcore.basics import patch
 
 # %% ../../nbs/views/86m_page.ipynb #d1160ed2
@@ -58,9 +58,9 @@ class News:
     def take(self, moment): "It is shown now."; self.seen, self.due = moment, time.monotonic() + CLOCK / 2
 
 # %% ../../nbs/views/86m_page.ipynb #c3d1f0a5
-def keep_turning(watch, key_of, turn):
+def keep_turning(watch, key_of, turn, wire):
     "Turns a page of this document at once, at news of its run or of the list of runs, and every CLOCK seconds, for as long as it is open."
-    document = pn.state.curdoc
+    document = wire.document = pn.state.curdoc  # before, the browser did not listen to the wire yet
     def hear(key):
         if key in (None, key_of()): document.add_next_tick_callback(turn)
     watch.heard.add(hear)
@@ -116,18 +116,23 @@ class LivePage(param.Parameterized):
     def __init__(self, watch, query=(), alerts=None, wire=DIRECT):
         super().__init__()
         self.watch, self.query, self.key, self.alerts, self.wire = watch, dict(query), None, alerts, wire
-        self.wanted, self.views, self.ahead = self.query.pop("run", None) or None, {}, {}  # the run in the address; views by name; of what was drawn ahead the view by the run
+        self.wanted, self.views = self.query.pop("run", None) or None, {}  # the run in the address; views by name
         self.dark = self.query.pop("theme", "") == "dark"
         self.latest, self.held, self.held_at = None, None, None  # the moment that was shown last; the one that is shown while the view is paused, and since when
         self.entries, self.sent, self.news = [], [], News()  # runs to choose from; commands that the journal has not shown yet
         self.asking, self.given, self.told = Asking(watch), alerts.given if alerts else 0, -math.inf  # alerts given when it was opened; when the last one was told
-        self._make_widgets()
-        self._make_layout()
+        self.head, self.body = pn.Row(margin=0), pn.Column(margin=0, stylesheets=[TALL], sizing_mode="stretch_width")
         if self.query.get("view") in VIEWS: self.view = self.query["view"]
         self.param.watch(self._turn_view, "view")
         self.param.watch(lambda event: self._link(), "dark")
 
 # %% ../../nbs/views/86m_page.ipynb #e48dc6f7
+@patch
+def _furnish(self: LivePage):
+    "Makes what the page is of, at its first tick: the browser needs nothing of it to fetch the scripts."
+    self._make_widgets()
+    self._make_layout()
+
 @patch
 def _make_widgets(self: LivePage):
     self.choice = pmui.Select(label="Run", options=[], size="small", width=300, margin=(5, 10))
@@ -164,8 +169,7 @@ def _make_layout(self: LivePage):
     self.message, self.notice, self.commands, self.alarms = (pn.pane.HTML("", **text) for _ in range(4))
     self.stage, self.raised = pn.Column(margin=0, visible=False, **column), pn.Column(margin=0)  # the view; the dialogs that were opened
     self.controls = pn.FlexBox(self.choice, self.tabs, *self.buttons.values(), *self.files.values(), self.embed, align_items="center", margin=(8, 4, 0, 4))
-    self.body = pn.Column(self.controls, self.commands, self.notice, self.alarms, self.message, self.stage, self.raised, **column)
-    self._say("Looking for runs…")
+    self.head[:], self.body[:] = [self.hold], [self.controls, self.commands, self.notice, self.alarms, self.message, self.stage, self.raised]
 
 @patch
 def _raise(self: LivePage, dialog):
@@ -183,7 +187,8 @@ def _say(self: LivePage, sentence):
 @patch
 def start(self: LivePage):
     "Begins to keep the page up to date, for as long as it is open."
-    keep_turning(self.watch, lambda: self.key, self.turn)
+    self._link()  # the browser has said where it is: what was drawn ahead may say more
+    keep_turning(self.watch, lambda: self.key, self.turn, self.wire)
 
 # %% ../../nbs/views/86m_page.ipynb #606a7fbc
 @patch
@@ -197,6 +202,7 @@ def turn(self: LivePage):
 def tick(self: LivePage):
     "Brings the page up to date: one message to the browser."
     with pn.io.hold():
+        if not len(self.body): self._furnish()
         self.entries = self.watch.entries  # one answer for the whole tick: the watch goes on meanwhile
         self._list()
         moment = self._ask()
@@ -274,7 +280,7 @@ def _make_now(self: LivePage):
 
 @patch
 def _make_view(self: LivePage, name):
-    if name == "now": return self.ahead.pop(self.key, None) or self._make_now()
+    if name == "now": return self._make_now()
     if name == "tree": return TreeView(source=lambda names: self.watch.ask(self.key), run_of=lambda: self.watch.run(self.key), steering=Steering(self.asking, lambda: self.key))
     if name == "replay": return ReplayView(run_of=lambda: self.watch.run(self.key), asking=self.asking, key_of=lambda: self.key)
     return CompareView(moments_of=lambda names: [self.watch.ask(name) for name in names], names_of=lambda: [entry.key for entry in self.entries], runs=[entry.key for entry in self.entries[:4]])
@@ -423,7 +429,7 @@ class FigurePage:
     "One figure of a run, and nothing that could ask anything of it."
 
     def __init__(self, watch, query, wire=DIRECT):
-        self.watch, self.key, self.news, wanted = watch, query.get("run"), News(), query.get("figure", "")
+        self.watch, self.key, self.news, self.wire, wanted = watch, query.get("run"), News(), wire, query.get("figure", "")
         self.message = pn.pane.HTML("", stylesheets=[STYLE], sizing_mode="stretch_width", margin=(4, 12))
         known = wanted in RunView.param["figure"].objects
         self.view = RunView(source=lambda names: None, tree=lambda steps: TreePicture(None, steps), figure=wanted, wire=wire) if known else None
@@ -446,7 +452,7 @@ class FigurePage:
 
     def start(self):
         "Begins to keep the figure up to date, for as long as it is open."
-        keep_turning(self.watch, lambda: self.key, self.tick)
+        keep_turning(self.watch, lambda: self.key, self.tick, self.wire)
 
 # %% ../../nbs/views/86m_page.ipynb #93d7ee50
 @patch
@@ -529,20 +535,17 @@ def framed(body, dark, **options):
     return page
 
 # %% ../../nbs/views/86m_page.ipynb #0b9ahea1
-HEAD_START = 0.15  # seconds that a browser gets to fetch the scripts, before the server is busy with the picture
+HEAD_START = 0.1  # seconds that a browser gets to fetch the scripts, before the server is busy with the picture
 LATEST = 5.0  # seconds after which nobody waits for the page any more
 
 @patch
 def draw_ahead(self: LivePage, document):
-    "Draws the first picture as soon as its run has been read, unless the page has begun by then."
+    "Draws the first picture as soon as the run has been read, while the browser fetches its scripts. Not once it is connected: until all is mounted it may lose what changes."
     end = time.monotonic() + LATEST
     def draw():
-        if self.key is not None or self.view != "now" or time.monotonic() > end: return
-        key = self.wanted or next((entry.key for entry in self.watch.entries), None)
-        if (moment := self.watch.ask(key)) is None: return document.add_timeout_callback(draw, 20)
-        self.ahead[key] = self._make_now()
-        from_link(self.ahead[key], self.query)
-        self.ahead[key].show(moment)
+        if document.session_context.session.connection_count or time.monotonic() > end: return
+        self.tick()
+        if self.latest is None: document.add_timeout_callback(draw, 20)
     document.add_timeout_callback(draw, round(1000 * HEAD_START))
 
 def keep_imports():
@@ -555,13 +558,14 @@ def serve():
     "The page of this viewer."
     pn.extension("tabulator", throttled=True, notifications=True)
     pn.state.as_cached("imports", keep_imports)
+    pn.state.as_cached("serialization", leave_out_defaults)
     root = runs_folder(sys.argv[1:], os.environ)
     alerts = pn.state.as_cached(f"alerts {root.absolute()}", Alerts, root=root)
     watch = pn.state.as_cached(f"watch {root.absolute()}", Watch, root=root, alerts=alerts)
     query = {name: values[0].decode(errors="replace") for name, values in pn.state.session_args.items() if values}
     watch.ask(query.get("run"))  # it reads while the page is made
     pn.state.on_session_destroyed(forget_session)
-    wire = Wire(pn.state.curdoc)
+    wire = Wire()
     pn.state.curdoc.js_on_event("document_ready", CustomJS(code=TAKE + COME_BACK))
     if "figure" in query:
         alone = FigurePage(watch, query, wire)
@@ -569,7 +573,7 @@ def serve():
         return framed(alone.body, query.get("theme") == "dark", template=PLAIN, sx=BARE).servable()
     live = LivePage(watch, query, alerts, wire)
     live.draw_ahead(pn.state.curdoc)
-    pn.state.onload(live.start)  # not before: what changes while the browser connects can be lost
-    page = framed(live.body, live.dark, header=[live.hold], template=PLAIN + GUARD, sx={"& .MuiToolbar-root": {"minHeight": 48}})
+    pn.state.onload(live.start)
+    page = framed(live.body, live.dark, header=[live.head], template=PLAIN + GUARD, sx={"& .MuiToolbar-root": {"minHeight": 48}})
     page.param.watch(lambda event: live.param.update(dark=event.new), "dark_theme")
     page.servable()
