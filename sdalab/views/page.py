@@ -503,7 +503,7 @@ Bokeh.documents[0].on_event("connection_lost", () => {
 """
 
 # %% ../../nbs/views/86m_page.ipynb #0b9face0
-PLAIN = """{% extends base %}{% block postamble %}{{ super() }}<script>
+PLAIN = """{% extends base %}{% block css_resources %}<link rel="preload" as="fetch" crossorigin="anonymous" href="{{ components }}">{{ super() }}{% endblock %}{% block postamble %}{{ super() }}<script>
 document.querySelector("link[href*='/material-icons.css']")?.remove()
 for (const weight of [400, 700]) document.fonts.load(`${weight} 1em Roboto`)
 importShim("{{ components }}")
@@ -535,7 +535,7 @@ def framed(body, dark, **options):
     return page
 
 # %% ../../nbs/views/86m_page.ipynb #0b9ahea1
-HEAD_START = 0.1  # seconds that a browser gets to fetch the scripts, before the server is busy with the picture
+HEAD_START = 0.15  # seconds that a browser gets to fetch the scripts, before the server is busy with the picture
 LATEST = 5.0  # seconds after which nobody waits for the page any more
 
 @patch
