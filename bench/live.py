@@ -140,7 +140,7 @@ def browser_rows(folder: Path, program: str):
             page = browser.new_page(viewport=dict(width=1280, height=1000))
             start = time.perf_counter()
             page.goto(f"{address}?run={name}")
-            page.wait_for_function(FULL, timeout=120_000, polling=20)
+            page.wait_for_function(FULL, timeout=120_000, polling="raf")
             opened.setdefault(name, []).append(time.perf_counter() - start)
             page.wait_for_timeout(1000)
             zoomed.setdefault(name, []).extend(drag(page) for _ in range(3))  # each into the one before

@@ -50,14 +50,18 @@ def fetch(db: sqlite3.Connection, # inside a read transaction
     start = max(since, packs[-1][0]) if packs else since
     there = {row[1] for row in db.execute('PRAGMA table_info(steps)')}
     tail = _tail(db, names, there, start)
-    columns = {name: np.concatenate([*_packed(db, name, packs), tail[name]]) for name in {*names, 'id'}}
+    columns = {name: _column(db, name, packs, tail[name]) for name in {*names, 'id'}}
     fresh = columns['id'] > since # a pack may begin before `since`
     return columns if fresh.all() else {name: values[fresh] for name, values in columns.items()}
 
-def _packed(db, name: str, packs: list) -> list:
-    if not packs: return []
-    blobs = dict(db.execute('SELECT last, data FROM packs WHERE name = ? AND last >= ?', (name, packs[0][0])))
-    return [np.frombuffer(blobs[last], '<f8') if last in blobs else np.full(size, np.nan) for last, size in packs]
+def _column(db, name: str, packs: list, tail: np.ndarray) -> np.ndarray:
+    ends = np.cumsum([size for _, size in packs], dtype=int)
+    places = {last: slice(end - size, end) for (last, size), end in zip(packs, ends)}
+    values = np.empty(sum(size for _, size in packs) + len(tail))
+    for last, data in db.execute('SELECT last, data FROM packs WHERE name = ? AND last >= ?', (name, packs[0][0])) if packs else (): values[places.pop(last)] = np.frombuffer(data, '<f8')
+    for unread in places.values(): values[unread] = np.nan
+    values[len(values) - len(tail):] = tail
+    return values
 
 def _tail(db, names: list, there: set, start: int) -> dict:
     known = ['id', *(name for name in names if name in there)]

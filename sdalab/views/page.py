@@ -503,7 +503,10 @@ Bokeh.documents[0].on_event("connection_lost", () => {
 """
 
 # %% ../../nbs/views/86m_page.ipynb #0b9face0
-PLAIN = """{% extends base %}{% block css_resources %}<link rel="preload" as="fetch" crossorigin="anonymous" href="{{ components }}">{{ super() }}{% endblock %}{% block postamble %}{{ super() }}<script>
+PLAIN = """{% extends base %}{% block loader_css %}{{ super() }}
+#loader:not(.error) { inset: 11px 64px auto auto; width: auto; height: auto; background: none; pointer-events: none; }
+.spinner { width: 20px; height: 20px; border-width: 3px; }
+{% endblock %}{% block css_resources %}<link rel="preload" as="fetch" crossorigin="anonymous" href="{{ components }}">{{ super() }}{% endblock %}{% block postamble %}{{ super() }}<script>
 document.querySelector("link[href*='/material-icons.css']")?.remove()
 for (const weight of [400, 700]) document.fonts.load(`${weight} 1em Roboto`)
 importShim("{{ components }}")
