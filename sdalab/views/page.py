@@ -503,6 +503,7 @@ Bokeh.documents[0].on_event("connection_lost", () => {
 """
 
 # %% ../../nbs/views/86m_page.ipynb #0b9face0
+# Bokeh asks the style of its element for every colour and width that it paints, in case a stylesheet says another one: ours do not.
 PLAIN = """{% extends base %}{% block loader_css %}{{ super() }}
 #loader:not(.error) { inset: 11px 64px auto auto; width: auto; height: auto; background: none; pointer-events: none; }
 .spinner { width: 20px; height: 20px; border-width: 3px; }
@@ -510,6 +511,7 @@ PLAIN = """{% extends base %}{% block loader_css %}{{ super() }}
 document.querySelector("link[href*='/material-icons.css']")?.remove()
 for (const weight of [400, 700]) document.fonts.load(`${weight} 1em Roboto`)
 importShim("{{ components }}")
+Bokeh.require("core/visuals/visual").VisualProperties.prototype._get_css_value = () => ""
 </script>{% endblock %}"""
 
 # %% ../../nbs/views/86m_page.ipynb #0b9theme

@@ -31,7 +31,7 @@ NAMES = tuple(name.split("_")[0] for name in REGIMES)  # short enough for a lane
 HUES = "#228833", "#bbbbbb", "#66ccee", "#aa3377", "#ccbb44", "#ee6677", "#4477aa"
 THRESHOLDS = 2.5, 3.2  # of the index
 HIGHEST = 12.0  # where the index is drawn that is farther out, so that one lane does not flatten the others
-STRIP = 400  # stretches of a lane's strip on the screen after a refill
+STRIP = 400  # stretches of a lane's strip, or rows of its shares, on the screen after a refill
 LEVELS = 10  # steps of opacity; neighbours of one regime and one level are drawn as one
 ROOM = 24  # pixels of height for a lane's strip
 BADGE = dict(text_color="#ffffff", background_fill_color="#6b6b6b", border_radius=2)  # readable on lines, light and dark
@@ -235,7 +235,7 @@ def shares(series, first, last, limit, place):
     chosen = first + thin(surest, series.senses["regime_catastrophic_divergence"][first:last], limit)
     return dict(step=places(place(series.step[chosen], series.time[chosen]))) | {name: np.nan_to_num(series.senses[name][chosen].astype(float)).round(4).tolist() for name in PROBABILITIES}
 
-def shown_shares(port, key): "All shares of a lane in the window."; return packed(shares(port.series(key), *port.seen(port.series(key).step, port.series(key).time)[1:], SCREEN // 2, port.place))
+def shown_shares(port, key): "All shares of a lane in the window."; return packed(shares(port.series(key), *port.seen(port.series(key).step, port.series(key).time)[1:], STRIP, port.place))
 
 def new_shares(port, key, first): "The shares of a lane from the first row on."; return Packet(**shares(port.series(key), first, len(port.series(key).step), BURST, port.place))
 
@@ -324,9 +324,8 @@ def _tapped(self: SenseCharts, event):
 @patch
 def _make_mixture(self: SenseCharts):
     fig = self.charts.empty_figure(SHARES, height=150, y_range=Range1d(0, 1))
-    for i, hue in enumerate(HUES):
-        low, high = ({"expr": Stack(fields=list(PROBABILITIES[:n]))} if n else {"value": 0} for n in (i, i + 1))
-        fig.add_glyph(self.mixture.source, VArea(x="step", y1=low, y2=high, fill_color=hue, fill_alpha=0.85))
+    for n in range(len(HUES), 0, -1):  # each from the floor, over those behind it: half the edges to paint, and no seams
+        fig.add_glyph(self.mixture.source, VArea(x="step", y1={"value": 0}, y2={"expr": Stack(fields=list(PROBABILITIES[:n]))}, fill_color=HUES[n - 1]))
     fig.yaxis.formatter = NumeralTickFormatter(format="0 %")
     fig.ygrid.visible = False
     both = dict(legend=self.legend)
