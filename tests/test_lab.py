@@ -23,7 +23,7 @@ from sdalab.journal.tree import history, main_lines
 from sdalab.views.following import sample_run
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_live import (MARKUP, MODELS, PATIENCE, POLLING, ROOT, browser, card, press, processes, profile, serve, shows, sources, spot, train, until, wait_until)  # noqa: E402, F401
+from test_live import (MARKUP, MODELS, PATIENCE, POLLING, ROOT, browser, card, press, processes, profile, serve, shows, sources, spot, train, until, visit, wait_until)  # noqa: E402, F401
 
 SMALL = "model.width=16", "model.inner_width=16", "model.hidden_width=32", "rows=1", "checkpoints.every=20", "evaluate_every=20", "evaluate_batches=1"
 LONG = 240  # seconds for what starts a process that trains, on a busy machine
@@ -92,16 +92,16 @@ def in_link(page, *parts):
 
 
 def test_the_tree_tells_why_and_compares(address, runs, browser):
-    browser.goto(f"{address}?run=sample")
+    visit(browser, f"{address}?run=sample")
     shows(browser, "status", "finished")
     point(browser, "Time goes", 24, 3, "Node 3", "click")  # the tree stands over the charts too: a node leads to what is known of it
     in_link(browser, "view=tree", "node=3")
-    browser.goto(f"{address}?run=sample")  # what the run went back over is drawn too
+    visit(browser, f"{address}?run=sample")  # what the run went back over is drawn too
     browser.get_by_text("Pale dots: steps that the run went back over.").wait_for()
     left = sources(browser, "validated_at")[0]
     assert left["at"] == [list(range(20, 40))] and left["validated_at"] == [[29, 39]]
     point(browser, "Training loss", 35, left["loss"][0][15], "steps 20 to 39, which the run went back over")
-    browser.goto(f"{address}?run=sample&view=tree")
+    visit(browser, f"{address}?run=sample&view=tree")
     until(browser, "models.some((m) => m.data?.outcome === undefined && m.data?.decision?.length === 5)")
     drawn = next(data for data in sources(browser, "decision") if len(data["node"]) == 5)
     assert drawn["node"] == [1, 4, 1, 2, 3] and drawn["words"][0] == "on the path that survived" and drawn["words"][2] == "the main line, until it was left"
@@ -122,7 +122,7 @@ def test_a_run_is_branched_by_its_trainer_and_by_a_worker(address, runs, browser
     wait_until(lambda: (runs / "real/journal.db").exists(), "the run", LONG)
     wait_until(lambda: Run(runs / "real").progress().get("step", 0) > 60, "its first steps", LONG)
     browser.set_default_timeout(1000 * LONG)
-    browser.goto(f"{address}?run=real&view=tree&node=1")
+    visit(browser, f"{address}?run=real&view=tree&node=1")
     open_panel(browser)
     fill(browser, "branch after step", 40)
     fill(browser, "steps to take", 30)
@@ -144,7 +144,7 @@ def test_a_run_is_branched_by_its_trainer_and_by_a_worker(address, runs, browser
     browser.get_by_text("a worker is at it").wait_for()
     wait_until(lambda: 2 in set(run.nodes().fork) and run.nodes().query("fork == 2").last_step.notna().all(), "the worker", LONG)
     browser.get_by_text("branch: done").wait_for()
-    browser.goto(f"{address}?run=real&view=tree&node=3")
+    visit(browser, f"{address}?run=real&view=tree&node=3")
     open_panel(browser)
     press(browser, "Verify by running again")
     browser.get_by_text("identical to the bit").wait_for()
@@ -155,7 +155,7 @@ def test_a_run_is_branched_by_its_trainer_and_by_a_worker(address, runs, browser
 
 
 def test_a_form_takes_valid_decisions_only(address, browser):
-    browser.goto(f"{address}?run=sample&view=tree&node=4")
+    visit(browser, f"{address}?run=sample&view=tree&node=4")
     open_panel(browser)
     assert browser.get_by_role("button", name="Accept into the main line").is_disabled()
     browser.get_by_role("button", name="further fields").click()
@@ -180,7 +180,7 @@ def test_a_form_takes_valid_decisions_only(address, browser):
 
 
 def test_a_replay_never_shows_what_was_not_yet_known(address, browser):
-    browser.goto(f"{address}?run=sample&view=replay&at=0.5")
+    visit(browser, f"{address}?run=sample&view=replay&at=0.5")
     browser.get_by_text("50 steps taken in 3 nodes").wait_for()
     drawn = next(data for data in sources(browser, "decision") if len(data["node"]))
     assert 4 not in drawn["node"] and "the main line, until it was left" not in drawn["words"]
@@ -197,7 +197,7 @@ def test_a_replay_never_shows_what_was_not_yet_known(address, browser):
 
 
 def test_runs_are_compared(address, browser):
-    browser.goto(f"{address}?run=sample&view=compare&runs={quote(json.dumps(['wide', 'sample', MARKUP]))}")
+    visit(browser, f"{address}?run=sample&view=compare&runs={quote(json.dumps(['wide', 'sample', MARKUP]))}")
     until(browser, "models.filter((m) => m.type === 'Legend').some((m) => m.items.length === 4)")
     rows = browser.locator(".tabulator-row")
     rows.nth(3).wait_for()
@@ -217,7 +217,7 @@ def test_runs_are_compared(address, browser):
 
 
 def test_links_hold_every_control(address, browser):
-    browser.goto(f"{address}?run=wide")
+    visit(browser, f"{address}?run=wide")
     shows(browser, "status", "finished")
     choose(browser, "Charts go by", "minutes")
     browser.get_by_label("Log loss").click()
@@ -229,17 +229,17 @@ def test_links_hold_every_control(address, browser):
     until(browser, "models.some((m) => m.type === 'Figure' && m.title.text === 'Training loss, nats per token (log)')")
     until(browser, "models.some((m) => m.type === 'Figure' && m.title.text.startsWith('gradient norm, nats/token: last'))")
     assert browser.get_by_role("switch", name=re.compile("Ignore outliers")).is_checked()
-    browser.goto(f"{address}?run=wide&view=replay&at=0.5&log_y=true&smoothing=0.5")  # those of the charts in a replay too
+    visit(browser, f"{address}?run=wide&view=replay&at=0.5&log_y=true&smoothing=0.5")  # those of the charts in a replay too
     until(browser, "models.some((m) => m.type === 'Figure' && m.title.text === 'Training loss, nats per token (log)')")
     browser.get_by_role("switch", name=re.compile("Ignore outliers")).click()
     in_link(browser, "view=replay", "at=0.5", "log_y=true", "smoothing=0.5", "calm=true")
-    browser.goto(f"{address}?run=wide&axis=%2Fetc%2Fpasswd&smoothing=9&zoom=%5B5,20%5D")
+    visit(browser, f"{address}?run=wide&axis=%2Fetc%2Fpasswd&smoothing=9&zoom=%5B5,20%5D")
     browser.get_by_text("as zoomed").wait_for()
     assert all(data["step"][-1] < 22 for data in sources(browser, "smooth") if "loss" in data)
 
 
 def test_one_figure_goes_into_other_pages_and_the_buttons_do_not(address, runs, browser, tmp_path):
-    browser.goto(f"{address}?run=sample&smoothing=0.5")
+    visit(browser, f"{address}?run=sample&smoothing=0.5")
     press(browser, "Embed")
     choose(browser, "Figure", "validation loss")
     browser.get_by_text("figure=validation_loss").wait_for()
@@ -253,14 +253,14 @@ def test_one_figure_goes_into_other_pages_and_the_buttons_do_not(address, runs, 
     page.get_by_text("A page of another site may show single figures only.").wait_for()
     assert page.get_by_role("button").count() == 0 and page.get_by_role("link").get_attribute("href") == f"{address}?run=sample"
     wrong.get_by_text("There is no figure named <img src=x>.").wait_for()
-    browser.goto(f"{address}?run=sample&figure=tree")
+    visit(browser, f"{address}?run=sample&figure=tree")
     browser.evaluate("(src) => document.body.append(Object.assign(document.createElement('iframe'), {src, id: 'own'}))", f"{address}?run=sample")
     browser.frame_locator("#own").get_by_role("button", name="Hold view").wait_for()  # a page of this server may
 
 
 def test_what_is_seen_can_be_kept(address, runs, browser, tmp_path):
     import pandas as pd
-    browser.goto(f"{address}?run=sample&zoom=%5B5,20%5D")
+    visit(browser, f"{address}?run=sample&zoom=%5B5,20%5D")
     browser.get_by_text("as zoomed").wait_for()
     kept = {}
     for name, kind in (("CSV", "csv"), ("Parquet", "parquet"), ("Report", "html")):
@@ -279,13 +279,13 @@ def test_what_is_seen_can_be_kept(address, runs, browser, tmp_path):
 def test_rules_mark_and_notify(address, runs, browser, train):
     (runs / "alerts.yaml").write_text(json.dumps([dict(name="low <b>loss</b>", signal="loss", below=3.0, steps=3, runs="watched", level="error",
                                                        command=[sys.executable, "-c", "import os; open('told', 'w').write(os.environ['SDALAB_ALERT_TEXT'])"])]))
-    browser.goto(f"{address}?run=sample")
+    visit(browser, f"{address}?run=sample")
     shows(browser, "status", "finished")
     process = train(runs / "watched", steps=100_000, rate=100, lanes=2, at_once=100)[0]
     wait_until(lambda: (runs / "told").is_file() and (runs / "told").read_text(), "the command", LONG)
     alerts = [json.loads(line) for line in (runs / "alerts.jsonl").read_text().splitlines()]
     assert alerts[0]["run"] == "watched" and alerts[0]["rule"] == "low <b>loss</b>" and "loss = " in (runs / "told").read_text()
-    browser.goto(f"{address}?run=watched")
+    visit(browser, f"{address}?run=watched")
     browser.locator(".notice.error").first.wait_for()
     assert "low <b>loss</b>" in browser.locator(".notice.error").first.inner_text()
     until(browser, "models.some((m) => m.data?.kind?.includes('alert'))")
@@ -331,7 +331,7 @@ FAULTS = dict(locked=(locked, "another process has locked"), cut=(lambda run: da
 
 def test_a_faulty_journal_is_told_of_and_read_when_it_is_good_again(address, runs, browser):
     sample_run(runs, name="faulty")
-    browser.goto(f"{address}?run=faulty")
+    visit(browser, f"{address}?run=faulty")
     shows(browser, "step", "60")
     other = browser.context.new_page()  # who looks at another run is not held up
     other.goto(f"{address}?run=wide")
@@ -356,7 +356,7 @@ def test_views_opened_on_a_faulty_journal_wait_for_it(address, runs, browser):
     for view, words in dict(now="", tree="came from", replay="100 steps taken in 4 nodes", compare="faulty").items():
         mend = damaged(runs / "faulty", cut)
         try:
-            browser.goto(f"{address}?run=faulty&view={view}")
+            visit(browser, f"{address}?run=faulty&view={view}")
             browser.get_by_text("cannot be read just now").first.wait_for()
         finally: mend()
         if view == "now": shows(browser, "step", "60")
@@ -366,7 +366,7 @@ def test_views_opened_on_a_faulty_journal_wait_for_it(address, runs, browser):
 
 def test_a_run_that_another_one_replaces(address, runs, browser):
     if not (runs / "faulty").exists(): sample_run(runs, name="faulty")
-    browser.goto(f"{address}?run=faulty")
+    visit(browser, f"{address}?run=faulty")
     shows(browser, "step", "60")
     (runs / "faulty/journal.db").unlink()
     shutil.rmtree(runs / "faulty")
@@ -374,7 +374,7 @@ def test_a_run_that_another_one_replaces(address, runs, browser):
     shows(browser, "step", "90")
     browser.get_by_text("Another run took the place of faulty").wait_for()
     assert [len(data["step"]) for data in sources(browser, "smooth") if "loss" in data] == [90]
-    browser.goto(f"{address}?run=faulty&view=replay")
+    visit(browser, f"{address}?run=faulty&view=replay")
     browser.get_by_text("90 steps taken in 1 nodes").wait_for()
 
 
@@ -436,9 +436,9 @@ def test_names_in_the_address_are_no_paths(address, runs, browser):
     outside = runs.parent / "outside"
     sample_run(outside, forked=False, name="secret")
     for view, name in dict(now="../outside/secret", tree=outside / "secret", replay="..%2Foutside%2Fsecret").items():
-        browser.goto(f"{address}?run={name}&view={view}")
+        visit(browser, f"{address}?run={name}&view={view}")
         browser.get_by_text("There is no run named").wait_for()
-    browser.goto(f"{address}?run=sample&view=compare&runs={json.dumps(['../outside/secret'])}")
+    visit(browser, f"{address}?run=sample&view=compare&runs={json.dumps(['../outside/secret'])}")
     browser.get_by_text("Reading the runs").wait_for()
     assert browser.locator(".tabulator-row").count() == 0
 

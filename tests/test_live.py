@@ -116,6 +116,12 @@ def browser(profile, request, tmp_path):
     assert page.troubles == []
 
 
+def visit(page, address):
+    "Goes there, and waits until everything on the page is in its place: the picture comes before that."
+    page.goto(address)
+    page.wait_for_function("window.Bokeh?.documents[0]?.is_idle", polling=POLLING)
+
+
 def card(page, what):
     "The text of a headline number."
     return page.locator(f".card:has(.what:text-is('{what}'))")
@@ -179,7 +185,7 @@ def press(page, name): page.get_by_role("button", name=name, exact=True).click()
 
 
 def test_empty_then_a_run_appears(address, runs, browser, train):
-    browser.goto(address)
+    visit(browser, address)
     assert "sdalab train" in browser.locator(".message code").last.inner_text()
     assert str(runs) in browser.locator(".message").inner_text()
     assert browser.get_by_role("button", name="Pause").is_disabled()
@@ -199,7 +205,7 @@ def test_empty_then_a_run_appears(address, runs, browser, train):
 
 def test_points_stream_in_and_the_run_obeys(address, runs, browser, train):
     process, run = train(runs / "obeys", at_once=300, rate=40, steps=100_000)
-    browser.goto(f"{address}?run=obeys")
+    visit(browser, f"{address}?run=obeys")
     shows(browser, "status", "running")
     bar = browser.get_by_role("progressbar", name="steps")
     assert re.fullmatch(r"step [\d,]+ of 100,000 · \d+% · 40 steps/s · \d+ min \d+ s left", bar.inner_text()) and bar.get_attribute("aria-valuemax") == "100000"
@@ -256,7 +262,7 @@ def test_what_a_run_does_while_a_slow_browser_connects_is_seen(address, runs, br
     process, run = train(runs / "slow", steps=100_000, rate=5, lanes=1)
     asked = []
     browser.route("**/panel-material-ui.bundle.js*", lambda route: (asked.append(time.sleep(3)), route.continue_()))  # so long it has the document, and is not ready
-    browser.goto(f"{address}?run=slow")
+    visit(browser, f"{address}?run=slow")
     until(browser, "models.find((m) => m.data?.smooth)?.data.step.length > 60")
     steps, = (source["step"] for source in sources(browser, "smooth"))
     assert asked and steps == list(range(len(steps)))
@@ -269,7 +275,7 @@ def test_a_real_training_run_is_watched_and_stopped(address, runs, browser, proc
     process = processes("-m", "sdalab.cli", "train", "edge-95k", "--runs", runs, "--name", "real", "--steps", 1_000_000,
                         "--set", "rows=2", "--set", "sweep.learning_rate=[1e-3, 1e-2, 1e-1]")
     wait_until(lambda: (runs / "real" / "journal.db").exists(), "the run", PATIENCE)
-    browser.goto(f"{address}?run=real")
+    visit(browser, f"{address}?run=real")
     shows(browser, "status", "running")
     wait_until(lambda: len(points(browser)) == 3, "three lanes")
     first = points(browser)[0][1]
@@ -283,7 +289,7 @@ def test_a_real_training_run_is_watched_and_stopped(address, runs, browser, proc
 
 def test_one_step_is_a_small_message_and_charts_can_be_explored(address, runs, browser, train):
     train(runs / "small", at_once=3000, rate=4, steps=100_000)
-    browser.goto(f"{address}?run=small")
+    visit(browser, f"{address}?run=small")
     shows(browser, "step", "^3,")
     assert all(count <= 2000 for count, _ in points(browser))  # thinned
     browser.wait_for_timeout(1500)
@@ -323,7 +329,7 @@ def test_one_step_is_a_small_message_and_charts_can_be_explored(address, runs, b
 def test_a_view_that_was_left_misses_nothing(address, runs, browser, train):
     "What the server holds of its sources is true, although their rows go past it."
     train(runs / "left", at_once=20, rate=10, steps=100_000, sensed=1)
-    browser.goto(f"{address}?run=left")
+    visit(browser, f"{address}?run=left")
     end = "models.some((m) => m.data?.smooth && m.data.loss && m.data.step.at(-1) > argument)"
     until(browser, end, 40)
     press(browser, "Tree")
@@ -340,7 +346,7 @@ def test_a_view_that_was_left_misses_nothing(address, runs, browser, train):
 
 def test_a_piece_of_the_wire_waits_for_its_model(address, runs, browser, train):
     train(runs / "early", at_once=20, rate=1, steps=100_000)
-    browser.goto(f"{address}?run=early")
+    visit(browser, f"{address}?run=early")
     until(browser, "models.some((m) => m.data?.smooth)")
     steps = browser.evaluate("""() => {
         const doc = Bokeh.documents[0], model = new (Bokeh.Models.get("ColumnDataSource"))({data: {step: [1]}})
@@ -357,7 +363,7 @@ def test_a_piece_of_the_wire_waits_for_its_model(address, runs, browser, train):
 def test_a_page_that_was_cut_off_comes_back(serve, runs, browser, train, processes, tmp_path):
     train(runs / "cut", at_once=60, rate=10, steps=100_000)
     browser.add_init_script("window.sockets = []; window.WebSocket = class extends WebSocket { constructor(...all) { super(...all); sockets.push(this) } }")
-    browser.goto(f"{serve(runs)}?run=cut&smoothing=0.5&log_y=true")
+    visit(browser, f"{serve(runs)}?run=cut&smoothing=0.5&log_y=true")
     until(browser, "models.some((m) => m.data?.smooth && m.data.step.at(-1) > 60)")
     with browser.expect_navigation():
         browser.evaluate("sockets.at(-1).close()")
@@ -367,7 +373,7 @@ def test_a_page_that_was_cut_off_comes_back(serve, runs, browser, train, process
 
 def test_what_a_monitor_read_is_drawn_as_it_was(address, runs, browser, train):
     train(runs / "sensed", steps=200, rate=500, lanes=3, sensed=1)[0].wait(PATIENCE)
-    browser.goto(f"{address}?run=sensed")
+    visit(browser, f"{address}?run=sensed")
     shows(browser, "status", "finished")
     shows(browser, "step", "200")
     shows(browser, "monitor", "^7.1.%of 10.% · 1 off")
@@ -419,7 +425,7 @@ def test_what_a_monitor_read_is_drawn_as_it_was(address, runs, browser, train):
 
 def test_senses_stream_in_small_messages(address, runs, browser, train):
     train(runs / "sensing", at_once=3000, rate=4, steps=100_000, lanes=7, sensed=1)
-    browser.goto(f"{address}?run=sensing")
+    visit(browser, f"{address}?run=sensing")
     shows(browser, "step", "^3,")
     browser.get_by_label("Regimes of").select_option(label="lr 1e-3")
     until(browser, "models.some((m) => m.data?.regime_learning?.length > 100)")
@@ -436,7 +442,7 @@ def test_senses_stream_in_small_messages(address, runs, browser, train):
 
 
 def test_a_run_without_a_monitor_says_so_and_draws_nothing_more(address, browser):
-    browser.goto(f"{address}?run=first")
+    visit(browser, f"{address}?run=first")
     shows(browser, "status", "finished")
     browser.get_by_text("Not sensed: this run has no monitor.").wait_for()
     assert browser.locator(".bk-Figure").count() == 4 and browser.locator(".regimes").count() == 0
@@ -444,7 +450,7 @@ def test_a_run_without_a_monitor_says_so_and_draws_nothing_more(address, browser
 
 
 def test_dark_mode_reaches_the_charts_and_a_phone_shows_them(address, browser):
-    browser.goto(f"{address}?run=first")
+    visit(browser, f"{address}?run=first")
     shows(browser, "status", "finished")
     fill = lambda: browser.evaluate(f"() => {MODELS}.find((m) => m.type === 'Figure').background_fill_color")
     ink = lambda: browser.locator(".card .value").first.evaluate("e => getComputedStyle(e).color")
@@ -470,7 +476,7 @@ def brightness(colour):
 
 def test_names_are_text_and_unknown_runs_are_named(address, runs, browser, train):
     train(runs / MARKUP, steps=60, rate=500, lanes=2)[0].wait(PATIENCE)
-    browser.goto(f"{address}?run=..%2Fruns0%2F%3Cimg%20src%3Dx%20onerror%3Ddocument.title%3D%27gone%27%3E")
+    visit(browser, f"{address}?run=..%2Fruns0%2F%3Cimg%20src%3Dx%20onerror%3Ddocument.title%3D%27gone%27%3E")
     browser.get_by_text("There is no run named").wait_for()
     assert browser.locator(".message code").first.inner_text() == "../runs0/<img src=x onerror=document.title='gone'>"
     browser.get_by_role("combobox", name="Run").click()
@@ -482,7 +488,7 @@ def test_names_are_text_and_unknown_runs_are_named(address, runs, browser, train
 
 def test_a_journal_that_disappears_and_comes_back(address, runs, browser, train):
     train(runs / "lost", steps=60, rate=500, lanes=2)[0].wait(PATIENCE)
-    browser.goto(f"{address}?run=lost")
+    visit(browser, f"{address}?run=lost")
     shows(browser, "step", "60")
     (runs / "lost").rename(runs.parent / "elsewhere")
     browser.get_by_text("cannot be read just now").wait_for()
@@ -494,7 +500,7 @@ def test_a_journal_that_disappears_and_comes_back(address, runs, browser, train)
 
 def test_buttons_need_a_password_where_others_can_reach_the_page(serve, runs, browser, train):
     run = train(runs / "exposed", rate=20, steps=100_000)[1]
-    browser.goto(serve(runs, "0.0.0.0") + "?run=exposed")
+    visit(browser, serve(runs, "0.0.0.0") + "?run=exposed")
     shows(browser, "status", "running")
     assert "--address 127.0.0.1" in browser.get_by_role("alert").first.inner_text()
     assert all(browser.get_by_role("button", name=name, exact=True).is_disabled() for name in ("Pause", "Resume", "Stop"))
