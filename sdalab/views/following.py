@@ -38,7 +38,7 @@ REGIMES = "learning", "plateau", "oscillating", "chaotic", "benign_divergence", 
 PROBABILITIES = tuple(f"regime_{name}" for name in REGIMES)
 SENSES = ("uncertainty_index", *PROBABILITIES)
 PARTS = "index_volatility", "index_entropy", "index_disagreement"
-SIGNALS = ("loss", "validation_loss", "gradient_norm", "learning_rate", *GROUPS, *SENSES)
+SIGNALS = ("loss", "validation_loss", "gradient_norm", "learning_rate", *SENSES)
 PLOTTED = "step", "time", "loss", "gradient_norm", "learning_rate", "validation_step", "validation_time", "validation_loss"
 STORED = frozenset(("loss", "validation_loss", "gradient_norm", "learning_rate", *SENSES))  # columns of every series
 UNREADABLE = ValueError, KeyError, OSError, sqlite3.Error, JournalError  # what a broken or vanished journal raises
@@ -364,6 +364,7 @@ def _is_main(self: Tail, key): return self._nodes[key]["parent"] is None
 def _take_rows(self: Tail, db):
     rows = fetch(db, ["node", "step", "wall_time", *{*SIGNALS, *self._read_more}], self._rowid)
     if not len(rows["id"]): return
+    if np.isnan(rows["learning_rate"]).any(): rows |= fetch(db, list(GROUPS), self._rowid)
     if self._went_back(rows):
         self._again(db)
         return self._take_rows(db)

@@ -540,7 +540,7 @@ def framed(body, dark, **options):
     return page
 
 # %% ../../nbs/views/86m_page.ipynb #0b9ahea1
-HEAD_START = 0.15  # seconds that a browser gets to fetch the scripts, before the server is busy with the picture
+HEAD_START = 0.3  # seconds that a browser gets to fetch the scripts, before the server is busy with the picture
 LATEST = 5.0  # seconds after which nobody waits for the page any more
 
 @patch

@@ -23,7 +23,7 @@ from ..journal.reader import Run, fetch, reading
 from ..journal.tree import main_ends
 from .branches import TreePicture, decision_words, legend, path_to, paths
 from .curves import TALL
-from .following import (PROBABILITIES, SENSES, SIGNALS, UNREADABLE, Mark, Moment, Series, common_rate, explain, rows_of, settings_of)
+from .following import (GROUPS, PROBABILITIES, SENSES, SIGNALS, UNREADABLE, Mark, Moment, Series, common_rate, explain, rows_of, settings_of)
 from .now import STYLE, THEN, RunView, Words, brief
 from fastcore.basics import patch
 
@@ -38,7 +38,7 @@ class Past:
         self.run, self.more = run, frozenset(more)
         with reading(run.run_dir, run.patience) as db:
             self.facts = {key: json.loads(value) for key, value in db.execute("SELECT key, value FROM meta")}
-            self.rows = fetch(db, ["node", "step", "wall_time", *{*SIGNALS, *more}])
+            self.rows = fetch(db, ["node", "step", "wall_time", *{*SIGNALS, *GROUPS, *more}])
             self.nodes = {facts["id"]: facts for facts in rows_of(db, "SELECT * FROM nodes ORDER BY id")}
             self.events = rows_of(db, "SELECT * FROM events ORDER BY wall_time, id")
             self.files = rows_of(db, "SELECT * FROM checkpoints ORDER BY id")
@@ -128,7 +128,7 @@ def _series(self: Past, nodes, owner, known, collapses):
 @patch
 def _made(self: Past, nodes, key, at, main):
     "A series of some rows."
-    rows, step, times = {name: self.rows[name][at] for name in SIGNALS}, self.rows["step"][at], self.times[at]
+    rows, step, times = {name: self.rows[name][at] for name in (*SIGNALS, *GROUPS)}, self.rows["step"][at], self.times[at]
     seen = np.isfinite(rows["validation_loss"])
     return Series(key, nodes[key]["lane"], settings_of(nodes[key], main), step, times, rows["loss"], rows["gradient_norm"], common_rate(rows, slice(None)), step[seen], times[seen], rows["validation_loss"][seen], None, main,
                   {name: rows[name] for name in SENSES}, more={name: self.rows[name][at] for name in self.more}, kept=self._kept.setdefault((key, main), {}))
