@@ -475,7 +475,8 @@ def written(self: Tail): "When its run was last written to."; return last_write(
 class Watch:
     "Follows the runs of one folder for all viewers, from one thread that rests when nobody looks. Who follows something else overrides `WHAT`, `find` and `tail`."
     WHAT = "run"
-    PERIOD = 0.7  # seconds between looks at a run, and until it is written to again
+    PERIOD, CROWDED = 0.45, 0.7  # seconds between looks at a run, and until it is written to again; the longer one with more than FEW viewers, each of whom a look costs a message
+    FEW = 2
     LIST_EVERY = 2.0  # seconds between looks for new runs
     PATIENCE = 10.0  # seconds after which a run that nobody asks for is forgotten
 
@@ -518,7 +519,7 @@ def run(self: Watch, key):
 @patch
 def _rest(self: Watch):
     "Until somebody waits, or a run was written to: a look right after a write sees the newest rows, and the oldest that it sees are no older than the look before."
-    if self._wake.wait(self.PERIOD): return
+    if self._wake.wait(self.CROWDED if len(self.heard) > self.FEW else self.PERIOD): return
     before, end = self._written(), time.monotonic() + Writer.period
     while self._written() == before and time.monotonic() < end and not self._wake.wait(POLL): pass
 
