@@ -55,12 +55,13 @@ def fetch(db: sqlite3.Connection, # inside a read transaction
     return columns if fresh.all() else {name: values[fresh] for name, values in columns.items()}
 
 def _column(db, name: str, packs: list, tail: np.ndarray) -> np.ndarray:
-    ends = np.cumsum([size for _, size in packs], dtype=int)
+    if not packs: return tail
+    ends = np.cumsum([size for _, size in packs])
     places = {last: slice(end - size, end) for (last, size), end in zip(packs, ends)}
-    values = np.empty(sum(size for _, size in packs) + len(tail))
-    for last, data in db.execute('SELECT last, data FROM packs WHERE name = ? AND last >= ?', (name, packs[0][0])) if packs else (): values[places.pop(last)] = np.frombuffer(data, '<f8')
+    values = np.empty(ends[-1] + len(tail))
+    for last, data in db.execute('SELECT last, data FROM packs WHERE name = ? AND last >= ?', (name, packs[0][0])): values[places.pop(last)] = np.frombuffer(data, '<f8')
     for unread in places.values(): values[unread] = np.nan
-    values[len(values) - len(tail):] = tail
+    values[ends[-1]:] = tail
     return values
 
 def _tail(db, names: list, there: set, start: int) -> dict:
