@@ -104,6 +104,7 @@ class Crew:
     slots = 1 # jobs in flight
     DEATHS = 3 # one after another without a result between them
     def submit(self, job: tuple) -> Future:
+        "Has a job done: its result, or what it raised, comes in the future."
         future = Future()
         future.set_result(work(*job))
         return future

@@ -49,6 +49,7 @@ class Constant:
                  risk: float = 0.1):
         self.width, self.risk = width, risk
     def predict(self, features, decisions, margin=None):
+        "The same for every decision that changes something; features are not looked at."
         zero = np.zeros((len(decisions), len(HORIZONS)))
         wide = zero + self.width * encode(decisions).any(1)[:, None]
         return Prediction(HORIZONS, zero, -wide, wide, zero + self.risk, np.zeros(len(decisions)))

@@ -64,6 +64,7 @@ class StepRows:
     def __len__(self): return len(self.nodes)
 
     def settle(self, first_id: int): # id of the first row
+        "Makes plain numbers of the columns, once, when they are written."
         self.first_id = first_id
         if self.values is not None: return # a second attempt
         self.values, self.clean = flat_values(self.names, self.columns)
@@ -96,15 +97,18 @@ class Buffer:
             self.given += 1
 
     def waiting(self) -> list: # items, oldest first
+        "What is to be written next."
         with self.wake: return list(self.items)
 
     def take(self, count: int): # items now on disk
+        "Lets go of the oldest items."
         with self.wake:
             for _ in range(count): self.rows -= len(self.items.popleft()[1])
             self.taken += count
             self.wake.notify_all()
 
-    def wait_taken(self, patience: float): # until all given so far is on disk
+    def wait_taken(self, patience: float): # seconds
+        "Returns when all given so far is on disk. Raises `JournalError` when it is not in time."
         with self.wake:
             target, self.urgent = self.given, True
             self._wait(lambda: self.taken >= target, patience)
@@ -116,12 +120,14 @@ class Buffer:
         if not done: raise JournalError(f"the journal could not write for {patience:g} s, {self.rows} rows are waiting: "
                                         f"{self.trouble or 'the disk is too slow'}")
 
-    def nap(self, seconds: float): # the writer's pause; cut short when somebody waits
+    def nap(self, seconds: float):
+        "The writer's pause; cut short when somebody waits."
         with self.wake:
             self.wake.wait_for(lambda: self.urgent or self.rows >= self.limit // 2, seconds)
             self.urgent = False
 
-    def fail(self, sentence: str): # nothing will be written any more
+    def fail(self, sentence: str): # why
+        "Says that nothing will be written any more."
         with self.wake:
             self.broken, self.limit = sentence, 0 # no room: whoever comes hears of it
             self.wake.notify_all()

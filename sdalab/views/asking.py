@@ -87,7 +87,7 @@ class Worker:
         self.process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=self._said, stderr=subprocess.STDOUT, env=os.environ | {"COLUMNS": "1000"}, start_new_session=True)  # a sentence is one line
 
     @property
-    def running(self): return self.process.poll() is None
+    def running(self): "Whether its process has not ended."; return self.process.poll() is None
 
     @property
     def said(self):
