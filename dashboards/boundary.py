@@ -23,7 +23,7 @@ from map_tail import MapWatch, beside, curve_of
 from map_work import Workers
 from sdalab.boundary.view import COLOURS, MapView, digits, in_words, plain
 from sdalab.checked import BadInput
-from sdalab.views.asking import EXPOSED, may_command
+from sdalab.views.asking import EXPOSED, may_command, refused
 from sdalab.views.curves import TALL
 from sdalab.views.now import STYLE, card, duration
 
@@ -370,6 +370,7 @@ def folders(arguments, environment):
 def serve():
     "The page of this viewer."
     pn.extension(throttled=True)
+    if instead := refused(): return instead.servable()
     maps, runs = folders([] if live_is_served() else sys.argv[1:], os.environ)  # with both pages --args belongs to neither
     watch = pn.state.as_cached(f"maps {maps.absolute()}", MapWatch, root=maps)
     workers = pn.state.as_cached(f"workers {maps.absolute()} {runs.absolute()}", Workers, watch=watch, runs=runs)

@@ -22,7 +22,7 @@ from sdalab.journal.reader import Run
 sys.path[:0] = [str(Path(__file__).parents[1] / "dashboards"), str(Path(__file__).parent)]
 from map_tail import MapTail, MapWatch, find_maps  # noqa: E402
 from map_work import Job, Workers  # noqa: E402
-from test_live import MARKUP, ROOT, brightness, browser, card, press, processes, profile, shows, until, wait_until  # noqa: E402, F401
+from test_live import MARKUP, ROOT, brightness, browser, card, press, processes, profile, see_refused, shows, until, wait_until  # noqa: E402, F401
 
 BUSY = 180.0  # seconds for what starts a process or two, on a machine that has other work
 SMALL = ["landscape.train.model={depth: 1, width: 16, inner_width: 16, hidden_width: 16}", "landscape.train.steps=12", "landscape.train.rows=1",
@@ -250,6 +250,10 @@ def test_where_others_can_reach_the_page_it_only_shows(serve, maps, runs, browse
     browser.mouse.click(*spot(browser, 0.5, 0.5))
     browser.get_by_text("Pixel of column 24, row 16").wait_for()
     assert sorted(path.name for path in maps.iterdir()) == before and not (maps / "toy/pixels").exists()
+
+
+def test_names_that_others_point_at_this_machine_are_refused(address, browser):
+    see_refused(browser, address)
 
 
 def test_a_tail_reads_only_what_the_manifest_counts(tmp_path):

@@ -23,7 +23,7 @@ from sdalab.journal.tree import history, main_lines
 from sdalab.views.following import sample_run
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_live import (MARKUP, MODELS, PATIENCE, POLLING, ROOT, browser, card, press, processes, profile, serve, shows, sources, spot, train, until, visit, wait_until)  # noqa: E402, F401
+from test_live import (MARKUP, MODELS, PATIENCE, POLLING, ROOT, browser, card, press, processes, profile, see_refused, serve, shows, sources, spot, train, until, visit, wait_until)  # noqa: E402, F401
 
 SMALL = "model.width=16", "model.inner_width=16", "model.hidden_width=32", "rows=1", "checkpoints.every=20", "evaluate_every=20", "evaluate_batches=1"
 LONG = 240  # seconds for what starts a process that trains, on a busy machine
@@ -430,6 +430,10 @@ def test_other_origins_are_refused(address):
         answer = thread.submit(asyncio.run, connect("http://elsewhere.example"))
         with pytest.raises(HTTPClientError) as refused: answer.result()
     assert refused.value.code == 403
+
+
+def test_names_that_others_point_at_this_machine_are_refused(address, browser):
+    see_refused(browser, address)
 
 
 def test_names_in_the_address_are_no_paths(address, runs, browser):

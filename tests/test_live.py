@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -105,7 +106,7 @@ def browser(profile, request, tmp_path):
     page.troubles, page.frames_seen = [], []
     page.on("pageerror", lambda error: page.troubles.append(str(error)))
     page.on("console", lambda message: page.troubles.append(message.text) if message.type == "error" else None)
-    page.on("request", lambda request: None if re.match(r"(https?://(127\.0\.0\.1|localhost)[:/]|data:|blob:|file:)", request.url)
+    page.on("request", lambda request: None if re.match(r"(https?://(127\.0\.0\.1|(\w+\.)?localhost)[:/]|data:|blob:|file:)", request.url)
             else page.troubles.append(request.url))
     page.on("websocket", lambda ws: ws.on("framereceived", lambda frame: page.frames_seen.append(frame)))
     page.set_default_timeout(PATIENCE * 1000)
@@ -120,6 +121,14 @@ def visit(page, address):
     "Goes there, and waits until everything on the page is in its place: the picture comes before that."
     page.goto(address)
     page.wait_for_function("window.Bokeh?.documents[0]?.is_idle", polling=POLLING)
+
+
+def see_refused(page, address):
+    "Asks for a page by a name of this machine that its server was not told."
+    other = address.replace("127.0.0.1", "lab.localhost")
+    page.goto(other)
+    page.get_by_text(f"This page is not shown under the name {urlsplit(other).netloc}").wait_for()
+    assert page.locator(".bk-Figure, button").count() == 0
 
 
 def card(page, what):
@@ -360,15 +369,30 @@ def test_a_piece_of_the_wire_waits_for_its_model(address, runs, browser, train):
     assert steps == [["1"], ["1", "2", "NaN"], ["1", "2", "NaN"]]  # and once only
 
 
-def test_a_page_that_was_cut_off_comes_back(serve, runs, browser, train, processes, tmp_path):
-    train(runs / "cut", at_once=60, rate=10, steps=100_000)
-    browser.add_init_script("window.sockets = []; window.WebSocket = class extends WebSocket { constructor(...all) { super(...all); sockets.push(this) } }")
-    visit(browser, f"{serve(runs)}?run=cut&smoothing=0.5&log_y=true")
+@pytest.mark.parametrize("when", ["at once", "later"])
+def test_a_page_that_was_cut_off_comes_back(address, runs, browser, train, when):
+    if not (runs / "cut").exists(): train(runs / "cut", at_once=60, rate=10, steps=100_000)
+    browser.add_init_script("""window.sockets = []
+        window.WebSocket = class extends WebSocket { constructor(...all) { super(...all); sockets.push(this) } }
+        if (WHEN === "at once" && !sessionStorage.cut) {
+            const look = () => sockets[0]?.readyState === 1 ? (sessionStorage.cut = true, sockets[0].close()) : setTimeout(look)
+            look()
+        }""".replace("WHEN", json.dumps(when)))
+    visit(browser, f"{address}?run=cut&smoothing=0.5&log_y=true")
     until(browser, "models.some((m) => m.data?.smooth && m.data.step.at(-1) > 60)")
-    with browser.expect_navigation():
-        browser.evaluate("sockets.at(-1).close()")
+    if when == "later":
+        with browser.expect_navigation(): browser.evaluate("sockets.at(-1).close()")
     until(browser, "models.some((m) => m.type === 'Figure' && m.title.text === 'Training loss, nats per token (log)')")
-    browser.troubles[:] = [told for told in browser.troubles if "WebSocket is already in" not in told]  # Bokeh says goodbye on what is closed
+    assert browser.evaluate("sessionStorage.cut") == ("true" if when == "at once" else None)
+    browser.troubles[:] = [told for told in browser.troubles if "websocket" not in told.lower() and "Disconnected" not in told]  # Bokeh goes on for a while with what is closed
+
+
+def test_a_page_whose_connection_is_refused_says_so(address, browser):
+    browser.add_init_script("window.WebSocket = class extends WebSocket { constructor(where, ...more) { super(where.replace('127.0.0.1', 'localhost'), ...more) } }")  # as behind a proxy
+    browser.goto(address)
+    browser.get_by_text(f"--allow-websocket-origin {urlsplit(address).netloc}").wait_for()
+    assert any("403" in told for told in browser.troubles)
+    browser.troubles.clear()
 
 
 def test_what_a_monitor_read_is_drawn_as_it_was(address, runs, browser, train):

@@ -6,10 +6,12 @@ Docs: https://sdalab.github.io/sdalab/views/asking.html.md"""
 
 # %% auto #0
 __all__ = ['EXPOSED', 'MOST_WORKERS', 'LONGEST_NOTE', 'WORKERS', 'UNSET', 'AS_TYPED', 'exposed', 'logged_in', 'may_command',
-           'words_of', 'check_note', 'whole', 'Worker', 'Asking', 'kind_of', 'bounds_of', 'IntField', 'FloatField',
-           'widget_for', 'DecisionForm']
+           'known_host', 'refusal', 'refused', 'words_of', 'check_note', 'whole', 'Worker', 'Asking', 'kind_of',
+           'bounds_of', 'IntField', 'FloatField', 'widget_for', 'DecisionForm']
 
 # %% ../../nbs/views/86g_asking.ipynb #asking02
+import argparse
+import html
 import ipaddress
 import os
 import subprocess
@@ -19,12 +21,15 @@ import threading
 import time
 from pathlib import Path
 from typing import Literal, get_args, get_origin
+from urllib.parse import urlsplit
 import panel as pn
 import panel_material_ui as pmui
 import param
 import psutil
 from annotated_types import Ge, Gt, Lt
 from bokeh.models import CustomJSTickFormatter
+from bokeh.server.util import check_allowlist, create_hosts_allowlist
+from bokeh.settings import settings
 from ..checked import BadInput
 from ..decisions.model import Decision
 from ..journal.reader import COMMANDS
@@ -53,6 +58,29 @@ def logged_in():
 def may_command():
     "Whether this viewer's commands are taken: on this machine always, from others only after a login."
     return not exposed() or logged_in()
+
+# %% ../../nbs/views/86g_asking.ipynb #rebind02
+def known_host(host, told=()):
+    "Whether a page may be asked for by this name (with its port): one of this machine's own, or of those that the server was told."
+    name = urlsplit(f"//{host}").hostname
+    try: own = name == "localhost" or ipaddress.ip_address(name or "").is_loopback
+    except ValueError: own = False
+    return own or bool(told) and check_allowlist(host.lower(), create_hosts_allowlist(told, None))
+
+# %% ../../nbs/views/86g_asking.ipynb #rebind04
+def refusal(host, words):
+    "Why the page is not shown under this name, as the server was started with these words; '' where it is."
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--allow-websocket-origin", action="append", default=[])
+    told = settings.allowed_ws_origin() or parser.parse_known_args(words)[0].allow_websocket_origin
+    if known_host(host, told) or logged_in(): return ""
+    return f"This page is not shown under the name {host}, which another site may have pointed at this machine. If the name is yours, start the server with --allow-websocket-origin {host}"
+
+# %% ../../nbs/views/86g_asking.ipynb #rebind06
+def refused():
+    "What this viewer sees instead of the page; None where it is shown."
+    sentence = refusal(pn.state.headers.get("Host", ""), psutil.Process().cmdline())
+    return pn.pane.HTML(html.escape(sentence), sizing_mode="stretch_width", margin=16) if sentence else None
 
 # %% ../../nbs/views/86g_asking.ipynb #fb98e258
 def words_of(decision):

@@ -30,7 +30,7 @@ from bokeh.themes import Theme
 from panel.io.callbacks import PeriodicCallback
 from panel.util import edit_readonly
 from .alerts import Alerts
-from .asking import EXPOSED, Asking, check_note
+from .asking import EXPOSED, Asking, check_note, refused
 from .branches import TreePicture, TreeView
 from .curves import LANES, TALL
 from .following import LIVE, UNREADABLE, Mark, Watch, clean, with_columns
@@ -493,13 +493,28 @@ def forget_session(context):
 
 # %% ../../nbs/views/86m_page.ipynb #comebac1
 COME_BACK = """
-Bokeh.documents[0].on_event("connection_lost", () => {
+let leaving = false
+addEventListener("pagehide", () => { leaving = true })
+addEventListener("pageshow", (event) => { if (event.persisted) location.reload() })
+const cut_off = (was_open) => {
   const told = Object.assign(document.createElement("div"), {role: "alert", textContent: "The connection to the server is lost. This page comes back by itself when the server answers."})
   told.style.cssText = "position: fixed; inset: auto 0 0 0; z-index: 2000; padding: 10px 16px; background: #e69f00; color: #000; font: 14px sans-serif"
   document.body.append(told)
-  const ask_again = () => fetch(`${location.pathname}/metadata`, {cache: "no-store"}).then((answer) => answer.ok ? location.reload() : setTimeout(ask_again, 2000), () => setTimeout(ask_again, 2000))
-  ask_again()
-})
+  const ask_again = (was_away) => fetch(`${location.pathname}/metadata`, {cache: "no-store"}).then((answer) => {
+    if (!answer.ok) throw answer.status
+    if (was_away) location.reload()
+    else told.textContent = `The server refuses connections from pages of ${location.host}. Start it with --allow-websocket-origin ${location.host}`
+  }).catch(() => setTimeout(ask_again, 2000, true))
+  ask_again(was_open)
+}
+WebSocket = class extends WebSocket {
+  constructor(...where) {
+    super(...where)
+    let was_open = false
+    this.addEventListener("open", () => { was_open = true })
+    this.addEventListener("close", () => { if (!leaving) cut_off(was_open) })
+  }
+}
 """
 
 # %% ../../nbs/views/86m_page.ipynb #0b9face0
@@ -507,7 +522,7 @@ Bokeh.documents[0].on_event("connection_lost", () => {
 PLAIN = """{% extends base %}{% block loader_css %}{{ super() }}
 #loader:not(.error) { inset: 11px 64px auto auto; width: auto; height: auto; background: none; pointer-events: none; }
 .spinner { width: 20px; height: 20px; border-width: 3px; }
-{% endblock %}{% block css_resources %}<link rel="preload" as="fetch" crossorigin="anonymous" href="{{ components }}">{{ super() }}{% endblock %}{% block postamble %}{{ super() }}<script>
+{% endblock %}{% block css_resources %}<link rel="preload" as="fetch" crossorigin="anonymous" href="{{ components }}">{{ super() }}{% endblock %}{% block postamble %}{{ super() }}<script>""" + COME_BACK + """
 document.querySelector("link[href*='/material-icons.css']")?.remove()
 for (const weight of [400, 700]) document.fonts.load(`${weight} 1em Roboto`)
 importShim("{{ components }}")
@@ -562,6 +577,7 @@ def keep_imports():
 def serve():
     "The page of this viewer."
     pn.extension("tabulator", throttled=True, notifications=True)
+    if instead := refused(): return instead.servable()
     pn.state.as_cached("imports", keep_imports)
     pn.state.as_cached("serialization", leave_out_defaults)
     root = runs_folder(sys.argv[1:], os.environ)
@@ -571,7 +587,7 @@ def serve():
     watch.ask(query.get("run"))  # it reads while the page is made
     pn.state.on_session_destroyed(forget_session)
     wire = Wire()
-    pn.state.curdoc.js_on_event("document_ready", CustomJS(code=TAKE + COME_BACK))
+    pn.state.curdoc.js_on_event("document_ready", CustomJS(code=TAKE))
     if "figure" in query:
         alone = FigurePage(watch, query, wire)
         pn.state.onload(alone.start)
