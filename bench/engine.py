@@ -73,7 +73,7 @@ def plain(rows: int, threads: int, fused: bool):
 
     def step():
         torch.set_num_threads(threads)
-        inputs, targets = data[0]
+        inputs, targets = data[0].inputs, data[0].targets
         loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -96,9 +96,9 @@ def vmapped(rows: int, lanes: int):
 
     def step():
         torch.set_num_threads(CORES)
-        grads, losses = gradient({n: p.detach() for n, p in parameters.items()}, buffers, *data[0])
+        grads, losses = gradient({n: p.detach() for n, p in parameters.items()}, buffers, data[0].inputs, data[0].targets)
         for name, p in parameters.items():
-            p.grad = grads[name]
+            p.grad = grads[name].contiguous()
         optimizer.step()
         losses.sum().item()
     return step

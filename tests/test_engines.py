@@ -4,6 +4,8 @@ import math
 import pytest
 import torch
 
+import bench.engine
+from bench.rows import side_by_side
 from sdalab.checked import BadInput
 from sdalab.decisions.model import Decision
 from sdalab.training.corpus import Batch
@@ -75,6 +77,18 @@ def test_evaluation_changes_nothing(make):
     first = engine.evaluate(state, batch_at(9))
     assert torch.equal(first, engine.evaluate(state, batch_at(9))) and equal(state, before)
     assert equal(run(engine, 2, state=state), run(engine, 4))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_gpu_repeats_to_the_bit(rows):
+    engine = StackedEngine(DecoderConfig(), OptimizerConfig(), device="cuda")
+
+    def trained(seeds):
+        state = engine.initial_state(seeds)
+        for step in range(20): state = engine.step(state, Decision(), batch_at(step, rows))
+        return state
+    for seeds in ([3], range(8)): assert equal(trained(seeds), trained(seeds))
 
 
 @pytest.mark.parametrize("decision", [Decision(skip=True), Decision(learning_rate_scale=0.0, weight_decay_scale=0.0)])
@@ -242,3 +256,9 @@ def test_the_learning_rate_comes_back_after_a_reset(make):
         state = engine.step(state, Decision(momentum_reset=step == 1, reset_warmup=2 if step == 1 else 0), batch_at(step))
         sizes.append((state.observed.movement.update_norm.norm() / state.observed.gradient_norm.norm() / 0.1).item())
     assert sizes == pytest.approx([1, 0.01, 1 - 0.99 * 0.75, 1 - 0.99 * 0.25, 1], rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.*performance drop")
+def test_what_the_engine_is_measured_against_runs():
+    times = side_by_side({"stacked": bench.engine.stacked(1, 2), "vmap": bench.engine.vmapped(1, 2), "plain": bench.engine.plain(1, 1, False), "fused": bench.engine.plain(1, 1, True)}, rounds=1, seconds=0.01)
+    assert set(times) == {"stacked", "vmap", "plain", "fused"} and min(times.values()) > 0

@@ -6,7 +6,7 @@ Docs: https://sdalab.github.io/sdalab/training/layers.html.md"""
 
 # %% auto #0
 __all__ = ['products_depend_on_place', 'warn_of_place', 'Arena', 'padded', 'Var', 'store', 'Linear', 'Norm', 'ReLU', 'Smooth',
-           'causal_mask', 'Attention', 'SplitHeads', 'JoinHeads', 'Embedding']
+           'causal_mask', 'Attention', 'SplitHeads', 'JoinHeads', 'add_rows', 'add_rows_by_product', 'Embedding']
 
 # %% ../../nbs/training/11_layers.ipynb #3a12f18d
 import ctypes, math, os, warnings
@@ -204,6 +204,19 @@ class JoinHeads(SplitHeads):
     def forward(self): self.tokens.value.copy_(self.heads.value)
     def backward(self, add: bool): self.heads.gradient.copy_(self.tokens.gradient)
 
+# %% ../../nbs/training/11_layers.ipynb #addrows1
+def add_rows(to: Tensor, # [L, V, D], written over
+             ids: Tensor, # [N] int64, below V
+             rows: Tensor, # [L, N, D]
+            ) -> None:
+    "Add row n of every lane to its row `ids[n]`, in one order whatever the device."
+    if to.device.type == 'cpu': to.index_add_(1, ids, rows)
+    else: add_rows_by_product(to, ids, rows)
+
+def add_rows_by_product(to, ids, rows):
+    places = torch.zeros(to.shape[1], len(ids), dtype=to.dtype, device=to.device).scatter_(0, ids[None], 1.0)
+    to.baddbmm_(places.expand(len(to), -1, -1), rows)
+
 # %% ../../nbs/training/11_layers.ipynb #e8dfe324
 class Embedding:
     "x = token[ids] + position. The only layer that is given something at each step."
@@ -229,7 +242,7 @@ class Embedding:
     def backward(self, add: bool): # to the parameters' gradients, or overwrite them
         "From `out.gradient` to the rows of the tokens that occurred, and to the positions."
         if not (add or self.shared): self.token.gradient.zero_()
-        self.token.gradient.index_add_(1, self.ids, self.out.gradient)
+        add_rows(self.token.gradient, self.ids, self.out.gradient)
         if self.position is not None:
             if not add: self.position.zero_()
             self.position[:, :self.split.gradient.shape[2]].add_(self.split.gradient.sum(1))
