@@ -283,8 +283,7 @@ def _pin(name, step, root, payload: dict, fork: int):
         with Journal.open(run.run_dir, running=False) as journal:
             store = Store(run.run_dir, journal, fork)
             return store.pin(store.at(step), payload['note']) if payload.get('pinned', True) else store.unpin(store.at(step))
-    if fork: raise RunInUse(f"run = '{run.run_dir}': a live process is training it; pins of its forks can be set when it has ended")
-    ask(run, 'pin', dict(step=step, **payload))
+    ask(run, 'pin', dict(step=step, **payload, **(dict(fork=fork) if fork else {})))
 
 @checkpoints_app.command('pin')
 def pin_command(name: RunArgument, step: int, note: Annotated[str, typer.Option(help='Why it should stay.')] = 'pinned', fork: ForkOption = 0, root: RootOption = ROOT):

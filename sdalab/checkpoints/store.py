@@ -350,16 +350,18 @@ def check_note(note: str) -> str: # the same
 
 @patch
 def on_command(self: Checkpointing, trainer: Trainer, journal: Journal, command):
-    "`checkpoint` {note} saves now; `pin` {step, note} keeps a state, `pin` {step, pinned: false} lets it go."
-    known = {'checkpoint': {'note'}, 'pin': {'step', 'note', 'pinned'}}[command.kind]
+    "`checkpoint` {note} saves now; `pin` {step, note, fork} keeps a state, `pin` {step, pinned: false, fork} lets it go; without a fork it is one of the main line's."
+    known = {'checkpoint': {'note'}, 'pin': {'step', 'note', 'pinned', 'fork'}}[command.kind]
     for key in command.payload.keys() - known: raise BadInput(f"{key} is not a field of {command.kind}: known: {', '.join(sorted(known))}")
     note = check_note(str(command.payload.get('note') or 'pinned'))
     if command.kind == 'checkpoint': return self.save(trainer, journal, [note])
-    step = command.payload.get('step')
+    step, fork = command.payload.get('step'), command.payload.get('fork', self.store.fork)
     self.wait(journal)
-    if not any(file.step == step for file in self.store.files):
+    if fork not in set(Run(self.run_dir).nodes().fork): raise BadInput(f"fork = {fork!r}: the run has no such fork")
+    store = self.store if fork == self.store.fork else Store(self.run_dir, journal, fork)
+    if store is self.store and not any(file.step == step for file in store.files):
         for snapshot in self.memory:
             if snapshot.step == step and command.payload.get('pinned', True): return self._send(snapshot, journal, [note], must=True)
-    file = self.store.at(step)
-    if command.payload.get('pinned', True): self.store.pin(file, note)
-    else: self.store.unpin(file)
+    file = store.at(step)
+    if command.payload.get('pinned', True): store.pin(file, note)
+    else: store.unpin(file)

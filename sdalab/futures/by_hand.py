@@ -159,6 +159,7 @@ class Later(Callback):
 @patch
 def _branch(self: ByHand, trainer, journal, asked: Branching, futures: list[Decision]):
     kept, step = self.kept, trainer.state.step
+    journal.event('branching', asked.at, trainer.nodes[0], futures=len(futures), steps=asked.steps)
     near = kept.pool.take(trainer) if asked.at == step else kept.before(asked.at)
     if near: kept.keep(near, journal, [f'fork {int(Run(kept.run_dir).nodes().fork.max()) + 1}']) # pinned at once, or retention takes it away again
     journal.flush()

@@ -14,7 +14,6 @@ import math
 import os
 import subprocess
 import threading
-import time
 from collections import deque
 from fnmatch import fnmatch
 from pathlib import Path
@@ -25,7 +24,7 @@ from pydantic import Field
 from ..checked import BadInput, Checked, nearest
 from ..journal.schema import signal_columns
 from .following import LIVE, REGIMES, SIGNALS
-from .signals import column_of
+from .signals import rows_of
 from fastcore.basics import patch
 
 # %% ../../nbs/views/86k_alerts.ipynb #ad69df98
@@ -128,22 +127,24 @@ def check(self: Alerts, moment):
 
 @patch
 def _look(self: Alerts, rule, moment, series):
-    values = column_of(series, rule.column) if rule.column != "validation_loss" else series.validation_loss
-    steps = series.step if rule.column != "validation_loss" else series.validation_step
-    if values is None or not len(values): return
+    rows = rows_of(series, rule.column)
+    if rows is None or not len(rows[0]): return
+    steps, times, values = rows
     key = moment.key, moment.created, rule.name, series.key
     since = max(0, int(np.searchsorted(steps, self._seen.get(key, -1), "right")) - rule.steps, 0 if key in self._seen else len(values) - LOOK_BACK)
     last = self._seen.get(key, -1)
     for at in firings(rule, values[since:]) + since:
-        if steps[at] > last: self._fire(rule, moment, series, int(steps[at]), float(values[at]), key)
+        if steps[at] > last: self._fire(rule, moment, series, int(steps[at]), float(times[at]), float(values[at]), key)
 
 # %% ../../nbs/views/86k_alerts.ipynb #a502221c
 @patch
-def _fire(self: Alerts, rule, moment, series, step, value, key):
+def _fire(self: Alerts, rule, moment, series, step, happened, value, key):
     self._seen[key] = step
     bound = f"above {rule.above:g}" if rule.above is not None else f"below {rule.below:g}"
     text = f"{rule.name}: {rule.column.replace('_', ' ')} = {value:.4g} ({bound}" + (f" for {rule.steps} steps)" if rule.steps > 1 else ")")
-    alert = dict(time=time.time(), run=moment.key, created=moment.created, rule=rule.name, level=rule.level, key=series.key, lane=series.lane, step=step, value=value, text=text)
+    if not series.main: text += f", fork {series.settings.get('fork', series.key)}"
+    elif len(moment.series) > 1: text += f", lane {series.lane}"
+    alert = dict(time=happened, run=moment.key, created=moment.created, rule=rule.name, level=rule.level, key=series.key, lane=series.lane, step=step, value=value, text=text)
     with self.file.open("a", encoding="utf-8") as file: file.write(json.dumps(alert) + "\n")
     self.latest.append(alert)
     self.given += 1

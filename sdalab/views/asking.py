@@ -184,9 +184,8 @@ def change(self: Asking, key, kind, node=None, step=None, text=None, fork=0):
     if kind in ("accept", "discard"): payload, positional, options = dict(node=whole("node", node, 1)), [node], []
     elif kind == "note": payload, positional, options = dict(text=check_note(text), **({} if node is None else dict(at_node=whole("node", node, 1)))), [check_note(text)], [] if node is None else ["--node", node]
     elif kind in ("pin", "unpin"):
-        payload = dict(step=whole("step", step)) | (dict(note=check_note(text)) if kind == "pin" else dict(pinned=False))
-        positional, options = [step], ["--fork", whole("fork", fork), *(["--note", check_note(text)] if kind == "pin" else [])]
-        if fork and self.is_trained(key): raise BadInput("pins of forks can be set when the training has ended")
+        payload = dict(step=whole("step", step), fork=whole("fork", fork)) | (dict(note=check_note(text)) if kind == "pin" else dict(pinned=False))
+        positional, options = [step], ["--fork", fork, *(["--note", check_note(text)] if kind == "pin" else [])]
     else: raise BadInput(f"kind = {kind!r}: should be accept, discard, note, pin or unpin")
     if self.is_trained(key): return self.send(key, "pin" if kind == "unpin" else kind, payload)
     return self.work(key, f"checkpoints {kind}" if kind.endswith("pin") else kind, positional, options)

@@ -18,7 +18,7 @@ import pandas as pd
 import panel as pn
 import panel_material_ui as pmui
 import param
-from bokeh.models import Band, Column, ColumnDataSource, DataRange1d, DatetimeTickFormatter, FixedTicker, HoverTool, InlineStyleSheet, NumeralTickFormatter
+from bokeh.models import Column, ColumnDataSource, DataRange1d, DatetimeTickFormatter, FixedTicker, HoverTool, InlineStyleSheet, NumeralTickFormatter
 from bokeh.palettes import Cividis256
 from bokeh.plotting import figure
 from scipy.special import stdtrit
@@ -187,7 +187,7 @@ def grouped_overlay(lines, by, metric="loss", axis="step", weight=0.9, log=False
         except BadInput: continue
         colour, dash = look_of(i)
         source = ColumnDataSource(dict(at=mean.at, mean=mean.mean, low=mean.low, high=mean.high))
-        if mean.n > 1: fig.add_layout(Band(base="at", lower="low", upper="high", source=source, fill_color=colour, fill_alpha=0.18, line_color=None))
+        if mean.n > 1: fig.varea("at", "low", "high", source=source, fill_color=colour, fill_alpha=0.18)
         fig.line("at", "mean", source=source, color=colour, line_dash=dash, width=2, legend_label=f"{short_number(members[0].settings.get(by))} (n = {mean.n})")
     finish(fig, len(groups))
     return fig
@@ -205,14 +205,14 @@ def scatter(table, setting, result, looks):
 
 # %% ../../nbs/views/86j_compare.ipynb #908eeb7a
 def parallel(table, settings, result):
-    "Parallel coordinates: one line a run through its settings to its result, dark where the result is low."
+    "Parallel coordinates: one line a run through its settings to its result, dark and thick where the result is low."
     names = [*settings, result]
     fine = table[np.isfinite(table[result].astype(float))]
-    fig = figure(title=f"From settings to {result}:\nthe darker, the lower", height=260, sizing_mode="stretch_width", tools="save", x_range=(-0.2, len(names) - 0.8), y_range=(-0.1, 1.12), min_border_left=56, min_border_right=60)
+    fig = figure(title=f"From settings to {result}:\nthe darker and thicker, the lower", height=260, sizing_mode="stretch_width", tools="save", x_range=(-0.2, len(names) - 0.8), y_range=(-0.1, 1.12), min_border_left=56, min_border_right=60)
     place = {name: scaled(fine[name].astype(float)) for name in names}
-    shade = [Cividis256[int(220 * value)] for value in place[result]]
-    source = ColumnDataSource(dict(xs=[list(range(len(names)))] * len(fine), ys=[[place[name].iloc[i] for name in names] for i in range(len(fine))], colour=shade, run=fine["run"]))
-    drawn = fig.multi_line("xs", "ys", source=source, line_color="colour", line_width=2, line_alpha=0.8)
+    shade, width = [Cividis256[int(80 + 140 * value)] for value in place[result]], [4 - 2.5 * value for value in place[result]]  # to be seen on white and on black
+    source = ColumnDataSource(dict(xs=[list(range(len(names)))] * len(fine), ys=[[place[name].iloc[i] for name in names] for i in range(len(fine))], colour=shade, width=width, run=fine["run"]))
+    drawn = fig.multi_line("xs", "ys", source=source, line_color="colour", line_width="width", line_alpha=0.8)
     fig.add_tools(HoverTool(renderers=[drawn], tooltips=[("run", "@run")], visible=False))
     for i, name in enumerate(names):
         fig.text(x=[i, i], y=[-0.07, 1.03], text=[f"{short_number(float(fine[name].min()))}", f"{short_number(float(fine[name].max()))}"], text_font_size="11px", text_align="center", text_color="#8a8a8a")
@@ -311,7 +311,9 @@ def _draw(self: CompareView):
     if not table.round(4).equals(self.table.value): self.table.value = table.round(4)
     if self.sort and not self.table.sorters: self.table.sorters = [dict(field=one[0], dir=one[1]) for one in self.sort if len(one) == 2 and one[0] in list(table) and one[1] in ("asc", "desc")]
     look = dict(metric=self.metric, axis=self.axis, weight=self.smoothing, log=self.log_y)
-    figures = [grouped_overlay(self.lines, self.by, **look) if self.by else overlay(self.lines, looks=self.looks, **look)]
+    grouped = any(self.by in line.settings for line in self.lines)
+    if self.by and not grouped: self.message.param.update(object=f'<div class="message" role="status">{html.escape(f"by = {self.by!r}: none of these runs has such a setting, so nothing is grouped.")}</div>', visible=True)
+    figures = [grouped_overlay(self.lines, self.by, **look) if grouped else overlay(self.lines, looks=self.looks, **look)]
     self._keep_hidden(figures[0])
     numbers = differing_numbers(table)
     if numbers and self.result in table and np.isfinite(table[self.result].astype(float)).sum() > 1: figures.append(Column(scatter(table, self.by if self.by in numbers else numbers[0], self.result, self.looks), parallel(table, numbers[:6], self.result), sizing_mode="stretch_width", stylesheets=[InlineStyleSheet(css=GRID)]))

@@ -322,7 +322,7 @@ def _make_legend(self: Charts, room):
     "One button a lane, with room for a reading; labels are shown as text, whatever is in them."
     colours = "".join(f".bk-btn:nth-child({i + 1})::before {{ border-top-color: {colour}; border-top-style: {CSS_DASHES[dash]}; }}\n"
                       for i, (colour, dash) in enumerate(self.looks))
-    width = f":host {{ --lane-width: {max(map(len, self.labels), default=0) * 6.6 + room:.0f}px; }}"
+    width = f":host {{ --lane-width: {max(map(len, self.labels), default=0) * 6.6 + room:.0f}px; width: auto !important; }}"
     sheets = [InlineStyleSheet(css=css) for css in (LEGEND_STYLE, colours, width)]
     shown = [i for i, key in enumerate(self.keys) if key not in self.hidden]
     legend = CheckboxButtonGroup(labels=self.labels, tags=[self.labels, self.labels], margin=(2, 12), active=shown, stylesheets=sheets, sizing_mode="stretch_width")

@@ -121,7 +121,7 @@ class Moment:
     nodes: dict = field(default_factory=dict)  # number -> its row, with `reached`, `loss` and `began`; a new dict where anything changed
     files: tuple = ()  # checkpoints, plain dicts
     ends: dict = field(default_factory=dict)  # lane -> the node its main line ends in
-    discarded: frozenset = frozenset()  # forks that a person gave up
+    discarded: frozenset = frozenset()  # nodes that a person gave up, and what goes on from them
     held: bool = False  # whether a process writes to the run now
     replaced: float | None = None  # Unix time at which another run of the same name took its place
     made: dict = field(default_factory=dict, init=False, compare=False, repr=False)  # what views have made of it so far
@@ -178,11 +178,13 @@ def explain(kind, detail):
         futures_asked=lambda: f"futures are to be tried{' in the stored run' if detail['stored'] else ''}: {d['reason']}",
         futures_unfinished=lambda: f"futures were {d['reason']}",
         frozen=lambda: f"frozen: {d.get('reason', 'not finite')}",
-        regime=lambda: f"{d['from']} \u2192 {d['to']}".replace("_", " "),
+        regime=lambda: f"by the rules {d['from']} \u2192 {d['to']}".replace("_", " ") + (f"; the model gives it {float(detail['probability']):.0%}" if detail.get("probability") is not None else ""),
         command=lambda: f"a person: {d.get('kind_of_command', 'a command')} {d.get('decision', '')}".strip(),
         note=lambda: d.get("text", ""),
+        branching=lambda: f"training waits while {detail['futures']} futures are grown, {detail['steps']:,} steps each",
         branch=lambda: f"branched by hand: {d.get('decisions', '')}",
-        discard=lambda: f"fork {d.get('fork', '?')} was discarded",
+        by_hand_failed=lambda: f"what was asked by hand failed: {d.get('reason', '')}",
+        discard=lambda: f"a future of fork {d.get('fork', '?')} was discarded",
         resume=lambda: "the run was taken up again",
         rewind=lambda: f"taken back to here: {d.get('rows_removed', '?')} rows",
         checkpoint=lambda: f"checkpoint {d.get('path', '')}",
@@ -384,7 +386,7 @@ def _note_reached(self: Tail, node, rows, own):
     "First and last loss, last step and times of a node."
     steps, losses, times = rows["step"][own], rows["loss"][own], rows["wall_time"][own]
     before = self._reached.get(node) or dict(first=float(losses[0]), began=float(times[0]))
-    self._reached[node] = before | dict(reached=int(steps[-1]), loss=float(np.mean(losses[-max(1, len(losses) // 20):])), ended=float(times[-1]))
+    self._reached[node] = before | dict(reached=int(steps[-1]), loss=float(losses[-1]), ended=float(times[-1]))
 
 @patch
 def _went_back(self: Tail, rows):
@@ -412,7 +414,7 @@ def _take_events(self: Tail, db):
         self._event, detail = event["id"], json.loads(event["detail"])
         key = self._owner.get(event["node"], (None,))[0]
         marks.append(Mark(event["step"], event["kind"], explain(event["kind"], detail), key, event["wall_time"]))
-        if event["kind"] == "discard": self._discarded |= {detail.get("fork")}
+        if event["kind"] == "discard": self._discarded |= {event["node"]}
         if event["kind"] == "sense_failed": self._failed[str(detail.get("sense"))] = str(detail.get("reason", ""))
         elif key is not None and event["kind"] == "frozen": self._frozen[key] = event["step"]
         elif key is not None and event["kind"] == "alarm": self._alarms.setdefault(key, Column()).extend([event["step"], detail.get("index", math.nan)])

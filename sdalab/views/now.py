@@ -9,7 +9,7 @@ __all__ = ['STALE', 'THEN', 'STYLE', 'COLUMNS', 'SENSED', 'NUMBERS', 'LOOK_AGAIN
            'number', 'bits_per_character', 'card', 'mains', 'best_validation', 'headline', 'progress_bar',
            'sensed_cards', 'machine_card', 'percent', 'monitor_card', 'best_card', 'inside', 'lowest',
            'lowest_and_step', 'lane_rows', 'sense_cells', 'lane_table', 'not_sensed', 'Words', 'Drawn', 'own_styles',
-           'keep_current', 'RunView']
+           'keep_current', 'Ends', 'RunView']
 
 # %% ../../nbs/views/86e_now.ipynb #now02
 import html
@@ -45,8 +45,8 @@ STYLE = """
 .card .what { font-size: 12px; opacity: 0.72; }
 .card .value { font-size: 17px; line-height: 1.35; font-weight: 500; font-variant-numeric: tabular-nums; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .wide .value { font-size: 16px; line-height: 1.45; } .card .more { font-size: 12px; opacity: 0.72; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; min-height: 1.2em; }
-.progress { display: flex; align-items: center; gap: 10px; font-size: 12px; font-variant-numeric: tabular-nums; margin-bottom: 6px; } .progress span { white-space: nowrap; }
-.progress .bar { flex: 1; min-width: 40px; height: 8px; border-radius: 4px; overflow: hidden; background: rgba(128, 128, 128, 0.28); }
+.progress { display: flex; align-items: center; gap: 10px; font-size: 12px; font-variant-numeric: tabular-nums; margin-bottom: 6px; flex-wrap: wrap; }
+.progress .bar { flex: 1; min-width: 120px; height: 8px; border-radius: 4px; overflow: hidden; background: rgba(128, 128, 128, 0.28); }
 .progress i { display: block; height: 100%; background: #8a8a8a; } .progress.running i { background: #009e73; } .progress.paused i { background: #e69f00; } .progress.finished i { background: #0072b2; } .progress.failed i, .progress.killed i { background: #d55e00; }
 .running { border-left-color: #009e73; } .paused, .stale { border-left-color: #e69f00; } .failed, .killed { border-left-color: #d55e00; }
 .badge { background: #e69f00; color: #000; border-radius: 3px; padding: 0 5px; font-size: 12px; margin-left: 6px; vertical-align: 2px; }
@@ -299,6 +299,13 @@ def keep_current(view):
 PLACES = "loss", "validation_loss", "gradient_norm", "learning_rate"  # of the figures that every run has, in this order
 ALONE_SENSED = {"regimes": "regimes", "uncertainty_index": "index"}  # a figure that is shown alone -> what a monitor must have written for it
 
+class Ends(param.List):
+    "Two finite numbers, the lower one first."
+    def _validate(self, value):
+        super()._validate(value)
+        if value is not None and not (len(value) == 2 and all(type(end) in (int, float) and math.isfinite(end) for end in value) and value[0] < value[1]):
+            raise ValueError(f"{self.name} = {value!r}: should be two numbers, the lower one first")
+
 class RunView(pn.viewable.Viewer):
     "A run as it is now: headline numbers, losses, regimes, index, any signal, and a table that follows the zoom. In a notebook, `RunView(run)`; on a page it is fed by a `Watch`."
     smoothing = param.Number(0.9, bounds=(0, 0.99), doc="weight of the past in the moving average, debiased")
@@ -310,7 +317,7 @@ class RunView(pn.viewable.Viewer):
     group = param.Selector(default="", objects=["", *grouped()], doc="a group of signals to draw")
     filter = param.String("", doc="signals to draw, as a regular expression")
     pinned = param.ListSelector(default=[], objects=list(signal_columns()), doc="signals that stay drawn, on top")
-    zoom = param.Parameter(None, doc="what part of the axis is shown: its two ends; none: all")
+    zoom = Ends(None, allow_None=True, doc="what part of the axis is shown: its two ends; none: all")
     hidden = param.List(default=[], item_type=int, doc="lanes that are not shown, by their first node")
     regimes = param.Integer(None, allow_None=True, doc="the lane whose regimes are shown whole, by its first node; none: every lane's most probable one")
     figure = param.Selector(default="", objects=["", "tree", "regimes", *signal_columns()], constant=True, doc="the only figure that is shown; none: all, and the numbers")

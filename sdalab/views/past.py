@@ -90,7 +90,7 @@ def at(self: Past, when):
     over = known == len(self.times)
     sensed = frozenset(what for what, name in (("index", "uncertainty_index"), ("regimes", PROBABILITIES[0])) if any(np.isfinite(one.senses[name]).any() for one in series))
     return Moment(self.run.name, self.facts["config"], self.facts["status"] if over else THEN, {"planned_steps": self.facts["config"].get("steps")}, series, (), when if known else None, self.facts["created"], self.generation,
-                  sensed=sensed, marks=marks, nodes=nodes, files=tuple(self._files(nodes, when)), ends=ends, held=not over, discarded=frozenset(json.loads(e["detail"]).get("fork") for e in self.events if e["kind"] == "discard" and e["wall_time"] <= when))
+                  sensed=sensed, marks=marks, nodes=nodes, files=tuple(self._files(nodes, when)), ends=ends, held=not over, discarded=frozenset(e["node"] for e in self.events if e["kind"] == "discard" and e["wall_time"] <= when))
 
 @patch
 def _as_known(self: Past, node, facts, when, known):
@@ -98,7 +98,7 @@ def _as_known(self: Past, node, facts, when, known):
     told = dict(facts) if self.closed(node) <= when else facts | dict(last_step=None, outcome=None)
     if not len(own): return told
     losses = self.rows["loss"][own]
-    return told | dict(first=float(losses[0]), reached=int(self.rows["step"][own[-1]]), loss=float(np.mean(losses[-max(1, len(losses) // 20):])), began=float(self.times[own[0]]), ended=float(self.times[own[-1]]))
+    return told | dict(first=float(losses[0]), reached=int(self.rows["step"][own[-1]]), loss=float(losses[-1]), began=float(self.times[own[0]]), ended=float(self.times[own[-1]]))
 
 # %% ../../nbs/views/86i_past.ipynb #e0134aa1
 @patch
@@ -226,7 +226,7 @@ def _show_at(self: ReplayView):
 def _words(self: ReplayView, moment):
     begun, steps = moment.updated and moment.updated - self.past.span[0], sum(end_facts.get("reached", -1) + 1 - end_facts["first_step"] for end_facts in moment.nodes.values() if "reached" in end_facts)
     ends = ", ".join(f"node {node} ({html.escape(decision_words(moment.nodes[node]))})" for node in moment.ends.values())
-    last = next((mark for mark in reversed(moment.marks) if mark.kind not in ("checkpoint", "alarm")), None)
+    last = next((mark for mark in reversed(moment.marks) if mark.kind not in ("checkpoint", "alarm", "regime")), None)
     told = f" · last: {html.escape(last.words)} (step {last.step:,})" if last else ""
     return f"{brief(begun or 0)} after the first step · {steps:,} steps taken in {len(moment.nodes)} nodes · the main line is in {ends or 'no node yet'}{told}"
 

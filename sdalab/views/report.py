@@ -89,12 +89,13 @@ def bokeh_scripts():
 def _page(run, moment, script, places):
     import yaml
     evident = "".join(evidence(record) for record in records(run.run_dir))
-    events = "".join(f"<tr><td>{mark.step:,}</td><td>{html.escape(mark.kind)}</td><td>{html.escape(mark.words)}</td></tr>" for mark in moment.marks if mark.kind != "checkpoint")
+    marks = [mark for mark in moment.marks if mark.kind != "checkpoint"]
+    events, told = "".join(f"<tr><td>{mark.step:,}</td><td>{html.escape(mark.kind)}</td><td>{html.escape(mark.words)}</td></tr>" for mark in marks), len(marks)
     config = html.escape(yaml.safe_dump({name: value for name, value in moment.config.items() if name != "facts"}, sort_keys=False, allow_unicode=True))
     machine = html.escape(yaml.safe_dump(run.machine, sort_keys=False))
     title, when = html.escape(moment.key), time.strftime("%Y-%m-%d %H:%M", time.localtime(moment.created))
     parts = [f"<h1>{title}</h1><p>Begun {when}; as it was {time.strftime('%Y-%m-%d %H:%M')}.</p>", headline(moment, time.time()), places[0], lane_table(moment, mains(moment)), "<h2>The tree</h2>", places[1], legend()]
     parts += [f"<h2>Decisions</h2>{evident}"] if evident else []
-    parts += [f"<h2>What happened</h2><table><tbody>{events}</tbody></table>"] if events else []
+    parts += [f"<h2>What happened</h2><details><summary>{told:,} events, checkpoints left out</summary><table><tbody>{events}</tbody></table></details>"] if events else []
     parts += [f"<h2>Configuration</h2><pre>{config}</pre><h2>Machine</h2><pre>{machine}</pre>"]
     return f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>{REPORT_STYLE}{STYLE}</style>{bokeh_scripts()}{script}</head><body>{"".join(parts)}</body></html>'
