@@ -62,7 +62,8 @@ def tried_as(tried: dict, # of a decision's record
 
 def draw_tree(run: Run) -> Tree:
     "The nodes of a run: those that continue their parent in line with it, forks below; what was only tried takes a line."
-    nodes, saved, losses = run.nodes().set_index('node'), run.checkpoints(), loss_ranges(run)
+    nodes, saved, losses, events = run.nodes().set_index('node'), run.checkpoints(), loss_ranges(run), run.events()
+    given_up = set(events.node[events.kind == 'discard'])
     counts = counted(len(nodes), 'node'), counted(len(set(nodes.fork) - {0}), 'fork'), counted(saved.path.nunique(), 'checkpoint')
     top = Tree(f'[bold]{escape(run.name)}[/bold]  {run.status()}, ' + ', '.join(counts))
     branches, line, tried = {}, _surviving(run, nodes), _tried(run, nodes)
@@ -80,7 +81,7 @@ def draw_tree(run: Run) -> Tree:
         kept = saved[saved.node == node.Index]
         pins = sum(map(len, kept.pins))
         files = counted(len(kept), 'checkpoint') + (f" ({counted(pins, 'pin')})" if pins else '') if len(kept) else ''
-        parts = [f'{how}[cyan]{escape(why)}[/cyan]', steps, loss, escape(node.outcome if pd.notna(node.outcome) else ''), files, '[green]← main line[/green]' if line and node.Index == line[-1] else '']
+        parts = [f'{how}[cyan]{escape(why)}[/cyan]', steps, loss, escape(node.outcome if pd.notna(node.outcome) else ''), 'discarded by hand' if node.Index in given_up else '', files, '[green]← main line[/green]' if line and node.Index == line[-1] else '']
         style = 'bold green' if node.Index in line else 'bold'
         branches[node.Index] = branches.get(node.parent, top).add(f'[{style}]{node.Index}[/{style}]  ' + '  '.join(part for part in parts if part), highlight=False)
     return top

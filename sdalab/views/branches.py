@@ -157,7 +157,7 @@ class TreePicture:
 @patch
 def _make(self: TreePicture, x_range):
     tap, zoom = TapTool(), BoxZoomTool(dimensions="width")
-    fig = figure(title="Time goes right; a branch begins where it left", sizing_mode="stretch_width", height=200, x_range=x_range, window_axis="x", y_range=Range1d(1.2, -0.9),
+    fig = figure(title="Time goes right; a branch begins where it left", sizing_mode="stretch_width", height=200, x_range=x_range, y_range=Range1d(1.2, -0.9),
                  tools=[tap, zoom, PanTool(dimensions="width"), WheelZoomTool(dimensions="width"), ResetTool(), SaveTool()], min_border_left=52, min_border_right=8)
     fig.toolbar.autohide, fig.toolbar.logo, fig.toolbar.active_drag, fig.yaxis.visible = True, None, zoom, False
     fig.ygrid.visible, fig.xaxis.axis_label, fig.xaxis.formatter = False, "optimizer step", NumeralTickFormatter(format="0,0")

@@ -25,7 +25,7 @@ from scipy.special import stdtrit
 from ..checked import BadInput
 from ..evaluation.outcome import label, last_mean
 from ..journal.reader import Run
-from .curves import AXES, AXIS_WORDS, GRID, TALL, ceiling, look_of, ruler, short, span_of
+from .curves import AXES, AXIS_WORDS, GRID, TALL, ceiling, look_of, mark_values, ruler, short, span_of
 from .following import Tail, debiased, last_finite, short_number, thin
 from .now import STYLE, Words, bits_per_character, lowest, mains
 from .signals import column_of
@@ -146,6 +146,7 @@ def axis_figure(title, axis, height=320, **options):
     "A figure that goes by one of AXES."
     fig = figure(title=title, height=height, sizing_mode="stretch_width", x_axis_type="datetime" if axis == "clock" else "linear", tools="xbox_zoom,box_zoom,xpan,xwheel_zoom,reset,save", min_border_left=56, **options)
     fig.toolbar.autohide, fig.toolbar.logo, fig.xaxis.axis_label = True, None, AXIS_WORDS[axis]
+    mark_values(fig)
     if axis != "clock": fig.xaxis.formatter = NumeralTickFormatter(format="0,0.[00]")
     return fig
 

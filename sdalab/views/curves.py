@@ -6,21 +6,21 @@ Docs: https://sdalab.github.io/sdalab/views/curves.html.md"""
 
 # %% auto #0
 __all__ = ['COLOURS', 'DASHES', 'LANES', 'GREY', 'SCREEN', 'DOT', 'DOTS', 'BURST', 'ROWS', 'CALM', 'READ', 'UNREAD', 'NAME',
-           'HIDE', 'SPARE', 'HINT', 'ALONE', 'LEFT', 'TITLES', 'TALL', 'GRID', 'LEGEND_STYLE', 'HEAD_STYLE',
-           'CSS_DASHES', 'AXES', 'AXIS_WORDS', 'MARKS', 'HEIGHTS', 'MOST_MARKS', 'Look', 'ruler', 'look_of', 'span_of',
-           'ceiling', 'Viewport', 'milestone', 'crowd', 'smooth_of', 'shown_rows', 'new_rows', 'new_validations',
-           'LaneFeed', 'Charts', 'best_of', 'bests']
+           'HIDE', 'SPARE', 'LOG_TICKS', 'HINT', 'ALONE', 'LEFT', 'TITLES', 'TALL', 'GRID', 'LEGEND_STYLE',
+           'HEAD_STYLE', 'CSS_DASHES', 'AXES', 'AXIS_WORDS', 'MARKS', 'HEIGHTS', 'MOST_MARKS', 'Look', 'ruler',
+           'look_of', 'span_of', 'ceiling', 'Viewport', 'milestone', 'crowd', 'smooth_of', 'shown_rows',
+           'loss_extremes', 'new_rows', 'new_validations', 'LaneFeed', 'mark_values', 'Charts', 'best_of', 'bests']
 
 # %% ../../nbs/views/86b_curves.ipynb #curves02
 import math
 from typing import NamedTuple
 import numpy as np
 from bokeh.events import MouseLeave, MouseMove, RangesUpdate, Reset
-from bokeh.models import (BoxZoomTool, CheckboxButtonGroup, Column, ColumnDataSource, CrosshairTool, CustomJS, DataRange1d, Div, HoverTool,
-                          InlineStyleSheet, Label, Line, LinearScale, MultiLine, Node, NumeralTickFormatter, DatetimeTickFormatter,
-                          PanTool, Range1d, ResetTool, SaveTool, Scatter, Span, WheelZoomTool)
+from bokeh.models import (BasicTickFormatter, BoxZoomTool, CheckboxButtonGroup, Column, ColumnDataSource, CrosshairTool, CustomJS, CustomJSTicker, DataRange1d, Div, HoverTool,
+                          InlineStyleSheet, Label, Line, LinearScale, LogAxis, MultiLine, Node, NumeralTickFormatter, DatetimeTickFormatter,
+                          PanTool, Plot, Range1d, ResetTool, SaveTool, Scatter, Span, WheelZoomTool)
 from bokeh.plotting import figure
-from .following import Lowest, Smooth, debiased, derived, differing, lane_labels, thin
+from .following import Extremes, Lowest, Smooth, debiased, derived, differing, lane_labels, thin, extremes_of
 from .wire import DIRECT, Packet, Source, finite, places, short, wired
 from fastcore.basics import patch
 
@@ -79,6 +79,18 @@ for (const range of [cb_obj.x_range, cb_obj.y_range].filter((range) => !range.sp
   range.spared = true
 }
 """  # what is not on the screen is painted once, and again when it comes there; what follows from the data is not told to the server
+LOG_TICKS = """
+const {start: low, end: high} = cb_data.range
+if (!(low > 0 && high > low)) return []
+const first = Math.floor(Math.log10(low)), decades = Math.log10(high / low), step = Math.ceil(decades / 6)
+const marks = decades < 1 ? [1, 1.5, 2, 3, 4, 5, 6, 8] : decades < 2 ? [1, 2, 5] : decades < 3 ? [1, 3] : [1]
+const ticks = []
+for (let e = first; e <= first + decades + 1; e += step) for (const mark of marks) ticks.push(mark * 10 ** e)
+const seen = ticks.filter((tick) => low <= tick && tick <= high)
+if (seen.length > 2) return seen
+const rough = (high - low) / 4, power = 10 ** Math.floor(Math.log10(rough)), even = [1, 2, 5, 10].map((mark) => mark * power).find((one) => one >= rough)
+return Array.from({length: 8}, (_, i) => (Math.ceil(low / even) + i) * even).filter((tick) => tick <= high)
+"""  # Bokeh's own are even below two decades: none where the curves are
 HINT = "Point at a chart to read every lane; click a lane to hide it; drag across a chart to zoom all of them, and the table's numbers. Best: the lowest validation loss, and its step."
 ALONE = "Point at the chart to read every lane; click a lane to hide it; drag across the chart to zoom. Best: the lowest validation loss, and its step."
 LEFT = " Pale dots: steps that the run went back over."
@@ -196,6 +208,18 @@ def shown_rows(port, key):
     chosen = first + thin(series.validation_loss[first:last], series.validation_loss[first:last], SCREEN // 2)
     return rows, Packet(step=wired(at[chosen]), validation_loss=wired(finite(series.validation_loss[chosen]), "f4"))
 
+def loss_extremes(port, column, keys):
+    "The lowest and the highest loss that the window shows of some lanes, or None; `column`: smooth or validation_loss."
+    found, name = [], "validation_loss" if column == "validation_loss" else "loss"
+    for series in map(port.series, keys):
+        for one in (series, *series.left):
+            values = getattr(one, name)
+            if port.window is None and one is series: found.append(derived(series, f"extremes {name}", Extremes).of(values)); continue
+            _, first, last = port.seen(one.validation_step, one.validation_time) if name == "validation_loss" else port.seen(one.step, one.time)
+            found.append(extremes_of(values[first:last]))
+    low, high = min((low for low, _ in found), default=math.inf), max((high for _, high in found), default=-math.inf)
+    return (low, high) if low <= high else None
+
 def new_rows(port, key, first):
     "The rows of a lane from the first on, not more than BURST."
     series = port.series(key)
@@ -269,12 +293,19 @@ MARKS = {  # kind of event -> marker, colour, size; the others are in the tree's
 HEIGHTS = {"stressor": 0.045, "checkpoint": 0.955}  # the others lie between the two
 MOST_MARKS = 400  # of one kind on the screen, the latest
 
+# %% ../../nbs/views/86b_curves.ipynb #logticks
+def mark_values(fig):
+    "Sets the ticks of a figure's vertical axis."
+    axis = fig.yaxis[0]
+    if isinstance(axis, LogAxis): axis.ticker, axis.formatter, fig.ygrid[0].ticker = (ticker := CustomJSTicker(major_code=LOG_TICKS)), BasicTickFormatter(power_limit_low=-4), ticker
+    else: axis.ticker.desired_num_ticks = 5
+
 # %% ../../nbs/views/86b_curves.ipynb #0bef2d2a
 class Charts:
     "Figures, legend and caption for the lanes of one run."
 
-    def __init__(self, moment, look=Look(), forks=False, legend_room=None, hidden=(), hint=HINT):  # hidden: keys of lanes that are not shown
-        self.look, self.forks = look, forks
+    def __init__(self, moment, look=Look(), forks=False, legend_room=None, hidden=(), hint=HINT, served=True):  # hidden: keys of lanes that are not shown; served: whether a server is told of a zoom
+        self.look, self.forks, self.served = look, forks, served
         drawn = self.chosen(moment)
         self.keys, self.labels = [one.key for one in drawn], lane_labels(drawn)
         self.looks, self.feeds = [look_of(i) for i in range(len(self.keys))], [LaneFeed(key) for key in self.keys]
@@ -366,8 +397,8 @@ def _make_figure(self: Charts, column, scale, **options):
 # %% ../../nbs/views/86b_curves.ipynb #9aa6e436
 @patch
 def y_range(self: Charts, column, **cap):
-    "A vertical range: all that is shown, or where outliers are ignored what lies between the quantiles CALM."
-    if not self.look.calm: return DataRange1d(only_visible=True, **cap)
+    "A vertical range: all that is shown, of a loss on a linear axis up to its ceiling, or where outliers are ignored what lies between the quantiles CALM."
+    if not self.look.calm and not (self.served and "end" in cap): return DataRange1d(only_visible=True, **cap)
     self._ranges[column] = Range1d(0, 1)
     return self._ranges[column]
 
@@ -377,10 +408,11 @@ def empty_figure(self: Charts, title, **options):
     tools = [BoxZoomTool(dimensions="width"), PanTool(dimensions="width"), WheelZoomTool(dimensions="width"), ResetTool(), SaveTool(),
              CrosshairTool(overlay=self._cross)]
     fig = figure(title=title, sizing_mode="stretch_width", x_range=self.steps, x_axis_type="log" if self.look.log_x else "datetime" if self.look.axis == "clock" else "linear",
-                 tools=tools, min_border_left=52, min_border_right=8, window_axis="x", **dict(height=232) | options)
+                 tools=tools, min_border_left=52, min_border_right=8, window_axis="none" if self.served and self.window is None else "x", **dict(height=232) | options)
     fig.toolbar.autohide, fig.toolbar.logo, fig.toolbar.active_drag = True, None, tools[0]
     if not self.look.log_x and self.look.axis != "clock": fig.xaxis.formatter = NumeralTickFormatter(format="0,0" if self.look.axis == "step" else "0,0.[00]")
-    fig.xgrid.visible, fig.yaxis.ticker.desired_num_ticks = False, 5
+    fig.xgrid.visible = False
+    mark_values(fig)
     fig.js_on_change("inner_width", self._spare)
     fig.on_event(RangesUpdate, self.zoomed)
     fig.on_event(Reset, self.unzoomed)
@@ -415,6 +447,9 @@ def unzoomed(self: Charts, event): self._look_at(None)
 def _look_at(self: Charts, window):
     if window == self.window: return  # each figure tells of the range that all of them share
     self.window = window
+    for one in (*self.top.children, *self._grid.children, *self.more.children):
+        for fig in getattr(one, "children", [one]):
+            if isinstance(fig, Plot): fig.window_axis = "none" if window is None else "x"  # with x the steps too would follow no more than a piece of a line at a time
     for call in self.heard: call()
 
 @patch
@@ -456,7 +491,9 @@ def feed(self: Charts, moment, weight, wire=DIRECT):
     self._mark_best(port)
     self._mark_left(port)
     self._feed_events(moment, port.place)
-    for column, shown in self._ranges.items(): self._fit(shown, [values for feed in self.feeds for values in self._values(feed, column)])
+    for column, shown in self._ranges.items():
+        if self.look.calm: self._fit(shown, [values for feed in self.feeds for values in self._values(feed, column)])
+        elif ends := port.once(loss_extremes, column, tuple(key for key in self.keys if key not in self.hidden)): self._set(shown, ends[0], min(ends[1], max(self._ceiling(), ends[0])))
 
 @patch
 def _values(self: Charts, feed, column):
@@ -469,10 +506,14 @@ def _fit(self: Charts, shown, values):
     "Sets a range to the quantiles of what is shown."
     every = np.concatenate([v[np.isfinite(v)] for v in values]) if values else np.empty(0)
     if not len(every): return
-    low, high = np.quantile(every, CALM)
+    self._set(shown, *np.quantile(every, CALM))
+
+@patch
+def _set(self: Charts, shown, low, high):
+    "Sets a range, with some room; one that is nearly the same stays."
     room = 0.06 * (high - low) or abs(high) or 1.0
-    wanted = (low - room, high + room) if low - room > 0 or low <= 0 else (low * 0.9, high + room)
-    if max(abs(shown.start - wanted[0]), abs(shown.end - wanted[1])) > 0.02 * (wanted[1] - wanted[0]): shown.update(start=wanted[0], end=wanted[1])
+    low, high = float(low - room if low - room > 0 or low <= 0 else low * 0.9), float(high + room)
+    if max(abs(shown.start - low), abs(shown.end - high)) > 0.02 * (high - low): shown.update(start=low, end=high, reset_start=low, reset_end=high)
 
 @patch
 def _feed_events(self: Charts, moment, place):

@@ -9,7 +9,7 @@ __all__ = ['LIVE', 'GROUPS', 'REGIMES', 'PROBABILITIES', 'SENSES', 'PARTS', 'SIG
            'MADE', 'POLL', 'SHORT', 'KEPT', 'Column', 'Series', 'Mark', 'Moment', 'with_columns', 'clean', 'explain',
            'sample_run', 'fork_and_lane', 'settings_of', 'rows_of', 'common_rate', 'Tail', 'Entry', 'find_runs',
            'last_write', 'Watch', 'debiased', 'thin', 'short_number', 'short_setting', 'differing', 'lane_labels',
-           'last_finite', 'lowest_at', 'derived', 'Smooth', 'Lowest']
+           'last_finite', 'lowest_at', 'derived', 'Smooth', 'Lowest', 'extremes_of', 'Extremes']
 
 # %% ../../nbs/views/86a_following.ipynb #following02
 import json
@@ -692,3 +692,19 @@ class Lowest:
         fresh, seen, self._seen = lowest_at(values[self._seen:]), self._seen, len(values)
         if fresh is not None and (self._at is None or values[seen + fresh] < values[self._at]): self._at = seen + fresh
         return self._at
+
+def extremes_of(values):
+    "The lowest and the highest that is a number; infinities of the other sign where there is none."
+    sound = values[np.isfinite(values)]
+    return (float(sound.min()), float(sound.max())) if len(sound) else (math.inf, -math.inf)
+
+class Extremes:
+    "The lowest and the highest of values that grow at their end; each is looked at once."
+    def __init__(self): self._seen, self._low, self._high = 0, math.inf, -math.inf
+
+    def of(self, values):
+        "Both, of those that are numbers."
+        if len(values) < self._seen: return extremes_of(values)
+        (low, high), self._seen = extremes_of(values[self._seen:]), len(values)
+        self._low, self._high = min(self._low, low), max(self._high, high)
+        return self._low, self._high

@@ -22,7 +22,7 @@ import param
 from ..journal.reader import Run, fetch, reading
 from ..journal.tree import main_ends
 from .branches import TreePicture, decision_words, legend, path_to, paths
-from .curves import TALL
+from .curves import BURST, TALL
 from .following import (GROUPS, PROBABILITIES, SENSES, SIGNALS, UNREADABLE, Mark, Moment, Series, common_rate, explain, rows_of, settings_of)
 from .now import STYLE, THEN, RunView, Words, brief
 from fastcore.basics import patch
@@ -49,7 +49,7 @@ class Past:
         self._of = {node: np.flatnonzero(self.rows["node"] == node) for node in self.nodes}
         self._marks = [Mark(event["step"], event["kind"], explain(event["kind"], json.loads(event["detail"])), None, event["wall_time"]) for event in self.events]
         self._collapses = [(event["wall_time"], json.loads(event["detail"])["fork"]) for event in self.events if event["kind"] == "collapse"]
-        self.generation, self._before, self._kept = 0, (-NEVER, {}), {}
+        self.generation, self._before, self._kept, self._known = 0, (-NEVER, {}), {}, 0
 
 # %% ../../nbs/views/86i_past.ipynb #75c4ae2f
 @patch(as_prop=True)
@@ -84,7 +84,8 @@ def at(self: Past, when):
     ends = main_ends(table, collapses) if nodes else {}
     owner = self._owners(nodes, ends)
     if when < self._before[0] or any(owner.get(node) != before for node, before in self._before[1].items()): self.generation, self._kept = self.generation + 1, {}
-    self._before = when, owner
+    elif known - self._known > BURST: self.generation += 1  # a leap: it is drawn anew, not thinned like a message of new rows
+    self._before, self._known = (when, owner), known
     series = self._series(nodes, owner, known, collapses)
     marks = tuple(replace(mark, key=owner.get(event["node"], (None,))[0]) for mark, event in zip(self._marks, self.events) if event["wall_time"] <= when)
     over = known == len(self.times)

@@ -60,7 +60,7 @@ def report(run, moment=None, smoothing=0.9, names=()):
     "A run as one HTML page that needs no server and no network: numbers, charts that can be zoomed, the tree, the evidence of every decision, and the configuration."
     moment = moment or Tail(run.run_dir).look()
     if not moment.series: raise BadInput(f"run = {moment.key!r}: has no step to report yet")
-    charts = Charts(moment, Look())
+    charts = Charts(moment, Look(), served=False)
     senses = SenseCharts(charts, moment) if moment.sensed else None
     charts.feed(moment, smoothing)
     if senses: senses.feed(moment)

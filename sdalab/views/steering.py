@@ -114,7 +114,7 @@ def _tell(self: Steering, text, kind=""): self._set(self.said, f'<div class="not
 @patch
 def _add(self: Steering, event):
     try: one = self.form.decision
-    except BadInput as problem: return self._tell(str(problem), "error")
+    except BadInput: return self._judge()
     if one in self.futures: return self._tell("That future is on the list already.", "error")
     if len(self.futures) >= MOST_FUTURES: return self._tell(f"{MOST_FUTURES} futures are enough.", "error")
     self.futures.append(one)
@@ -168,7 +168,7 @@ async def _do(self: Steering, what, ask, then=None):
 async def _go(self: Steering, event):
     key, node = self.key_of(), self.node
     try: at, wanted, steps = self._wanted()
-    except BadInput as problem: return self._tell(str(problem), "error")
+    except BadInput: return self._judge()
     await self._do(f"{len(wanted)} futures from step {at}", lambda: self.asking.branch(key, at, wanted, steps, node), self._went)
 
 @patch
@@ -177,7 +177,7 @@ async def _predict(self: Steering, event):
     try:
         at, wanted, _ = self._wanted()
         wanted = [one for one in wanted if one.changes()]
-    except BadInput as problem: return self._tell(str(problem), "error")
+    except BadInput: return self._judge()
     if not wanted: return self._tell("Say what should be different; doing nothing is what the others are compared with.", "error")
     await self._do("What is expected", lambda: self.asking.predict(key, at, wanted, node), self._predicted)
 
