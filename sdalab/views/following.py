@@ -484,7 +484,8 @@ class Watch:
     def __init__(self, root, alerts=None):  # alerts: with `names` of columns and a `check` of every new moment
         self.root, self.entries, self.problems, self.listed, self.alerts = Path(root).absolute(), [], {}, False, alerts
         self._known, self._tails, self._asked, self._last_asked, self._last_list = {}, {}, {}, 0.0, -math.inf
-        self.heard = set()  # called with the key of a run of which there is news, or None for the list of runs; from the watch's own thread
+        self.heard = set()  # called with the key of a run of which there is news, or None for the list of runs, and says whether it shows them; from the watch's own thread
+        self._showing = 0  # viewers who were shown what the last round found
         self._wake, self._turning = threading.Event(), threading.Lock()
         threading.Thread(target=self._work, name="watch", daemon=True).start()
 
@@ -520,7 +521,7 @@ def run(self: Watch, key):
 @patch
 def _rest(self: Watch):
     "Until somebody waits, or a run was written to: a look right after a write sees the newest rows, and the oldest that it sees are no older than the look before."
-    if self._wake.wait(self.CROWDED if len(self.heard) > self.FEW else self.PERIOD): return
+    if self._wake.wait(self.CROWDED if self._showing > self.FEW else self.PERIOD): return
     before, end = self._written(), time.monotonic() + Writer.period
     while self._written() == before and time.monotonic() < end and not self._wake.wait(POLL): pass
 
@@ -540,7 +541,9 @@ def _work(self: Watch):
 @patch
 def turn(self: Watch):
     "One round: list what there is now and then, look at those that are asked for, forget the others."
-    with self._turning: self._turn(time.monotonic())
+    with self._turning:
+        self._showing = 0
+        self._turn(time.monotonic())
 
 @patch
 def _turn(self: Watch, now):
@@ -573,7 +576,7 @@ def _look(self: Watch, key):
 
 @patch
 def _tell(self: Watch, key):
-    for call in list(self.heard): call(key)
+    self._showing += sum(bool(call(key)) for call in list(self.heard))
 
 @patch
 def _forget(self: Watch, key):

@@ -63,12 +63,15 @@ class News:
 def keep_turning(watch, key_of, turn, wire):
     "Turns a page of this document at once, at news of its run or of the list of runs, and every CLOCK seconds, for as long as it is open."
     document = wire.document = pn.state.curdoc  # before, the browser did not listen to the wire yet
+    is_seen = lambda: document.session_context.session.connection_count > 0  # one that was closed is kept for a while
     def hear(key):
-        if key in (None, key_of()): document.add_next_tick_callback(turn)
+        shows = is_seen() and key in (None, key_of())
+        if shows: document.add_next_tick_callback(turn)
+        return shows
     watch.heard.add(hear)
     pn.state.on_session_destroyed(lambda context: watch.heard.discard(hear))
     # in the background: each busy indication would walk over every model of the page, four times the work of a tick
-    PeriodicCallback(callback=turn, period=round(1000 * CLOCK), background=True).start()
+    PeriodicCallback(callback=lambda: turn() if is_seen() else None, period=round(1000 * CLOCK), background=True).start()
     turn()
 
 def change(viewable, **values):
