@@ -8,8 +8,9 @@ Docs: https://sdalab.github.io/sdalab/views/curves.html.md"""
 __all__ = ['COLOURS', 'DASHES', 'LANES', 'GREY', 'SCREEN', 'DOT', 'DOTS', 'BURST', 'ROWS', 'CALM', 'READ', 'UNREAD', 'NAME',
            'HIDE', 'SPARE', 'LOG_TICKS', 'HINT', 'ALONE', 'LEFT', 'TITLES', 'TALL', 'GRID', 'LEGEND_STYLE',
            'HEAD_STYLE', 'CSS_DASHES', 'AXES', 'AXIS_WORDS', 'MARKS', 'HEIGHTS', 'MOST_MARKS', 'Look', 'ruler',
-           'look_of', 'span_of', 'ceiling', 'Viewport', 'milestone', 'crowd', 'smooth_of', 'shown_rows',
-           'loss_extremes', 'new_rows', 'new_validations', 'LaneFeed', 'mark_values', 'Charts', 'best_of', 'bests']
+           'look_of', 'span_of', 'ceiling', 'Viewport', 'milestone', 'crowd', 'stride_of', 'fewer', 'smooth_of',
+           'shown_rows', 'loss_extremes', 'new_rows', 'new_validations', 'LaneFeed', 'mark_values', 'Charts', 'best_of',
+           'bests']
 
 # %% ../../nbs/views/86b_curves.ipynb #curves02
 import math
@@ -193,6 +194,14 @@ def crowd(shown, sent, thinned):
     "Whether there is more on the screen than it can show, or its end is drawn much denser than the rest: rows in the browser, seen, and seen at the last refill."
     return shown > SCREEN or sent > SCREEN and milestone(sent) != milestone(thinned)
 
+def stride_of(rows):
+    "Of so many rows that are shown thinned: four of each stretch of so many are on the screen. A power of two, for viewers who opened the page at other steps."
+    return 1 << (max(1, math.ceil(4 * rows / (SCREEN // 2))).bit_length() - 1)
+
+def fewer(rows, stride):
+    "Of new rows the most that are sent: as dense as those on the screen, and not more than BURST."
+    return min(BURST, max(4, math.ceil(4 * rows / stride)))
+
 def smooth_of(series, weight):
     "The smoothed loss of a series, one a step."
     return derived(series, "loss", Smooth, weight).of(series.loss)
@@ -220,10 +229,10 @@ def loss_extremes(port, column, keys):
     low, high = min((low for low, _ in found), default=math.inf), max((high for _, high in found), default=-math.inf)
     return (low, high) if low <= high else None
 
-def new_rows(port, key, first):
-    "The rows of a lane from the first on, not more than BURST."
+def new_rows(port, key, first, stride):
+    "The rows of a lane from the first on, thinned like those on the screen."
     series = port.series(key)
-    chosen = first + thin(series.loss[first:], series.gradient_norm[first:], BURST)
+    chosen = first + thin(series.loss[first:], series.gradient_norm[first:], fewer(len(series.loss) - first, stride))
     data = dict(loss=series.loss, smooth=smooth_of(series, port.weight), gradient_norm=series.gradient_norm, learning_rate=series.learning_rate)
     return Packet(step=places(port.place(series.step[chosen], series.time[chosen])), **{name: short(values[chosen]) for name, values in data.items()})
 
@@ -239,7 +248,7 @@ class LaneFeed:
     def __init__(self, key):  # of the lane's series
         self.key, self._dots, self._dot = key, [], DOT
         self.rows, self.validation = Source({name: [] for name in ROWS}), Source({"step": [], "validation_loss": []})
-        self.sent, self.validated, self.thinned = 0, 0, 0  # thinned: rows seen at the last refill
+        self.sent, self.validated, self.thinned, self.stride = 0, 0, 0, 1  # thinned: rows seen at the last refill
         self._on_screen = self._points = 0  # rows and validations in the browser
 
     def dots(self, colour):
@@ -260,7 +269,9 @@ def refill(self: LaneFeed, port):
     rows, validations = port.once(shown_rows, self.key)
     port.wire.refill(self.rows, rows), port.wire.refill(self.validation, validations)
     self._on_screen, self._points = len(rows), len(validations)
-    self._follow(port.series(self.key))
+    self._follow(series := port.series(self.key))
+    _, first, last = port.seen(series.step, series.time)
+    self.stride = stride_of(last - first)
     self.thinned = self.sent
 
 @patch
@@ -275,7 +286,7 @@ def stream(self: LaneFeed, port):
     series = port.series(self.key)
     if self.sent == len(series.step): return
     if port.before_end(series.step[self.sent], series.time[self.sent]):
-        port.wire.stream(self.rows, rows := port.once(new_rows, self.key, self.sent))
+        port.wire.stream(self.rows, rows := port.once(new_rows, self.key, self.sent, self.stride))
         self._on_screen += len(rows)
     if self.validated < len(series.validation_step) and port.before_end(series.validation_step[self.validated], series.validation_time[self.validated]):
         port.wire.stream(self.validation, validations := port.once(new_validations, self.key, self.validated))

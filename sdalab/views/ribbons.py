@@ -19,7 +19,7 @@ import numpy as np
 from bokeh.events import MouseLeave, MouseMove, Tap
 from bokeh.models import (Column, ColumnDataSource, CustomJS, DataRange1d, Div, FixedTicker, InlineStyleSheet, Label, Line, Node,
                           NumeralTickFormatter, Quad, Range1d, Row, Scatter, Select, Span, Stack, VArea)
-from .curves import BURST, GREY, SCREEN, crowd, span_of
+from .curves import BURST, GREY, SCREEN, crowd, fewer, span_of, stride_of
 from .following import PROBABILITIES, REGIMES, last_finite, thin
 from .wire import DIRECT, Packet, Source, places, short, wired
 from fastcore.basics import patch
@@ -151,15 +151,15 @@ def shown_senses(port, key):
     first, last = span_of(np.asarray(every.columns["step"]), port.window)
     return rows, Packet(**columns), end_of_strip(stride, edge, columns), alarm_rows(series, first + thin(series.alarms[first:last, 1], series.alarms[first:last, 1], SCREEN // 4), port.place)
 
-def new_senses(port, key, first, strip):
-    "Of a lane's new rows: the rows, what the strip's last stretch is now or None, its new stretches, and how far it is drawn."
+def new_senses(port, key, first, strip, dense):
+    "Of a lane's new rows: the rows, four of each `dense` of them, what the strip's last stretch is now or None, its new stretches, and how far it is drawn."
     series, last = port.series(key), len(port.series(key).step)
     fresh = series.senses["uncertainty_index"][first:]
     columns, edge = strip_of(series, first, last, strip.stride, strip.edge, port.place)
     head, longer = tuple(columns[name][0] for name in ("left", "colour", "alpha")) if columns["right"] else None, None
     if strip.last and strip.last == head: longer, columns = columns["right"][0], {name: values[1:] for name, values in columns.items()}
     before = (longer, *strip.last[1:]) if longer is not None else strip.last
-    return (Packet(**index_rows(series, first + thin(fresh, fresh, BURST), port.place)), None if longer is None else Packet(right=[longer]),
+    return (Packet(**index_rows(series, first + thin(fresh, fresh, fewer(len(fresh), dense)), port.place)), None if longer is None else Packet(right=[longer]),
             Packet(**columns), end_of_strip(strip.stride, edge, columns, before))
 
 def new_alarms(port, key, first): "The alarms of a lane from the first on."; return alarm_rows(port.series(key), slice(first, None), port.place)
@@ -171,7 +171,7 @@ class SenseFeed:
     def __init__(self, key):  # of the lane's series
         self.key, self.rows = key, Source(dict(step=[], uncertainty_index=[], drawn=[], regime=[], probability=[]))
         self.strip, self.alarms = Source(strip_columns([], [], [], [])), Source(dict(step=[], drawn=[]))
-        self.sent, self.told, self.thinned, self.until = 0, 0, 0, Strip()  # until: how far the strip is drawn
+        self.sent, self.told, self.thinned, self.dense, self.until = 0, 0, 0, 1, Strip()  # until: how far the strip is drawn
         self._on_screen = self._stretches = self._alarms = 0  # rows in the browser
 
     def refill(self, port):
@@ -181,13 +181,15 @@ class SenseFeed:
         self._on_screen, self._stretches, self._alarms = len(rows), len(strip), len(alarms)
         self.sent = self.thinned = len(series.step)
         self.told = len(series.alarms)
+        _, first, last = port.seen(series.step, series.time)
+        self.dense = stride_of(last - first)
 
     def stream(self, port):
         "Sends what came since, as far as it lies in the window; a strip that goes on as it was grows by its end alone."
         series, first, told = port.series(self.key), self.sent, self.told
         self.sent, self.told = len(series.step), len(series.alarms)
         if first < self.sent and port.before_end(series.step[first], series.time[first]):
-            rows, longer, strip, self.until = port.once(new_senses, self.key, first, self.until)
+            rows, longer, strip, self.until = port.once(new_senses, self.key, first, self.until, self.dense)
             port.wire.stream(self.rows, rows)
             if longer: port.wire.replace_last(self.strip, longer)
             if len(strip): port.wire.stream(self.strip, strip)

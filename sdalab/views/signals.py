@@ -16,7 +16,7 @@ import numpy as np
 from bokeh.models import Line
 from ..checked import BadInput
 from ..journal.schema import signal_columns
-from .curves import BURST, SCREEN, crowd
+from .curves import SCREEN, crowd, fewer, stride_of
 from .following import Column, debiased, derived, thin
 from .wire import DIRECT, Packet, Source, finite, places, short, wired
 from fastcore.basics import patch
@@ -111,12 +111,12 @@ def shown_readings(port, key, name):
     columns = broken(dict(step=port.place(step[rows], time[rows]), value=values[rows], smooth=smooth[chosen]), chosen, shown.start + gaps(at[shown]))
     return Packet(step=wired(columns["step"]), **{name: wired(finite(columns[name]), "f4") for name in ("value", "smooth")})
 
-def new_readings(port, key, name, first):
-    "The readings from the first on; where they come after a gap, with the last before it."
+def new_readings(port, key, name, first, stride):
+    "The readings from the first on, thinned like those on the screen; where they come after a gap, with the last before it."
     (step, time, values), (at, smooth, _) = readings_of(port, key, name)
     wide = gaps(at, first)
     first -= first in wide
-    chosen = first + thin(values[at[first:]], values[at[first:]], BURST)
+    chosen = first + thin(values[at[first:]], values[at[first:]], fewer(len(at) - first, stride))
     rows = at[chosen]
     columns = broken(dict(step=port.place(step[rows], time[rows]), value=values[rows], smooth=smooth[chosen]), chosen, wide)
     return Packet(step=places(columns["step"]), **{name: short(columns[name]) for name in ("value", "smooth")})
@@ -127,7 +127,7 @@ class SignalFeed:
 
     def __init__(self, key, name):  # of the lane's series, and of the signal
         self.key, self.name, self.source = key, name, Source(dict(step=[], value=[], smooth=[]))
-        self.sent, self.thinned, self._on_screen = 0, 0, 0
+        self.sent, self.thinned, self.stride, self._on_screen = 0, 0, 1, 0
         self.extent = math.inf, -math.inf, math.nan  # lowest, highest and last reading
 
     def feed(self, port, anew):
@@ -139,8 +139,10 @@ class SignalFeed:
             if not len(at) and not self._on_screen: return  # not read yet
             port.wire.refill(self.source, readings := port.once(shown_readings, self.key, self.name))
             self._on_screen, self.thinned = len(readings), len(at)
+            first, last = np.searchsorted(at, port.seen(step, time)[1:])
+            self.stride = stride_of(last - first)
         elif self.sent < len(at) and port.before_end(step[at[self.sent]], time[at[self.sent]]):
-            port.wire.stream(self.source, readings := port.once(new_readings, self.key, self.name, self.sent))
+            port.wire.stream(self.source, readings := port.once(new_readings, self.key, self.name, self.sent, self.stride))
             self._on_screen += len(readings)
         self.sent = len(at)
 
