@@ -235,6 +235,11 @@ def test_links_hold_every_control(address, browser):
     until(browser, "models.some((m) => m.type === 'Figure' && m.title.text === 'Training loss, nats per token (log)')")
     until(browser, "models.some((m) => m.type === 'Figure' && m.title.text.startsWith('gradient norm, nats/token: last'))")
     assert browser.get_by_role("switch", name=re.compile("Ignore outliers")).is_checked()
+    press(browser, "Tree")
+    in_link(browser, "view=tree")
+    browser.go_back()  # as far as the links of the tree go
+    while "view=tree" in browser.url: browser.go_back()
+    until(browser, "models.some((m) => m.type === 'Figure' && m.title.text === 'Training loss, nats per token (log)')")
     visit(browser, f"{address}?run=wide&view=replay&at=0.5&log_y=true&smoothing=0.5")  # those of the charts in a replay too
     until(browser, "models.some((m) => m.type === 'Figure' && m.title.text === 'Training loss, nats per token (log)')")
     browser.get_by_role("switch", name=re.compile("Ignore outliers")).click()

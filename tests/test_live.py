@@ -325,6 +325,10 @@ def test_one_step_is_a_small_message_and_charts_can_be_explored(address, runs, b
     zoomed = points(browser)
     steps = browser.evaluate(f"() => [...{MODELS}.find((m) => m.data?.smooth).data.step]")
     assert 100 < zoomed[0][0] < 1000 and set(np.diff(steps)) == {1.0}  # every step of the window, none thinned away
+    browser.mouse.dblclick(plot["x"] + plot["width"] / 2, middle)  # all of it again
+    until(browser, 'models.some((m) => m.data?.smooth && m.data.step.at(-1) > 3000)')
+    browser.wait_for_function("() => !location.href.includes('zoom=')", polling=POLLING)
+    until(browser, "models.find((m) => m.type === 'Figure').x_range.end > 3000")
     legend = browser.locator(".bk-btn-group button")
     assert legend.count() == 8 and legend.first.inner_text().startswith("lr 1e-4")
     legend.first.click()

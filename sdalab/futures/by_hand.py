@@ -144,8 +144,9 @@ class ByHand(Callback):
             try: accepted = ask(trainer, journal)
             except (BadInput, OSError) as problem: journal.event('by_hand_failed', trainer.state.step, trainer.nodes[0], reason=str(problem))
             finally:
-                trainer.engine.watching = watching
-                if not accepted: set_generators(plain, tensors)
+                if not accepted: # else the rewound monitor has said what it wants to be watched
+                    trainer.engine.watching = watching
+                    set_generators(plain, tensors)
 
 # %% ../../nbs/futures/57_by_hand.ipynb #3e40199d
 from fastcore.basics import patch

@@ -6,18 +6,18 @@ Docs: https://sdalab.github.io/sdalab/views/curves.html.md"""
 
 # %% auto #0
 __all__ = ['COLOURS', 'DASHES', 'LANES', 'GREY', 'SCREEN', 'DOT', 'DOTS', 'BURST', 'ROWS', 'CALM', 'READ', 'UNREAD', 'NAME',
-           'HIDE', 'SPARE', 'LOG_TICKS', 'HINT', 'ALONE', 'LEFT', 'TITLES', 'TALL', 'GRID', 'LEGEND_STYLE',
-           'HEAD_STYLE', 'CSS_DASHES', 'AXES', 'AXIS_WORDS', 'MARKS', 'HEIGHTS', 'MOST_MARKS', 'Look', 'ruler',
-           'look_of', 'span_of', 'ceiling', 'Viewport', 'milestone', 'crowd', 'stride_of', 'fewer', 'smooth_of',
-           'shown_rows', 'loss_extremes', 'new_rows', 'new_validations', 'LaneFeed', 'mark_values', 'Charts', 'best_of',
-           'bests']
+           'HIDE', 'SPARE', 'LOG_TICKS', 'LOG_NUMBERS', 'HINT', 'ALONE', 'LEFT', 'TITLES', 'TALL', 'GRID',
+           'LEGEND_STYLE', 'HEAD_STYLE', 'CSS_DASHES', 'AXES', 'AXIS_WORDS', 'MARKS', 'HEIGHTS', 'MOST_MARKS', 'Look',
+           'ruler', 'look_of', 'span_of', 'ceiling', 'Viewport', 'milestone', 'crowd', 'stride_of', 'fewer',
+           'smooth_of', 'shown_rows', 'loss_extremes', 'new_rows', 'new_validations', 'LaneFeed', 'mark_values',
+           'Charts', 'best_of', 'bests']
 
 # %% ../../nbs/views/86b_curves.ipynb #curves02
 import math
 from typing import NamedTuple
 import numpy as np
-from bokeh.events import MouseLeave, MouseMove, RangesUpdate, Reset
-from bokeh.models import (BasicTickFormatter, BoxZoomTool, CheckboxButtonGroup, Column, ColumnDataSource, CrosshairTool, CustomJS, CustomJSTicker, DataRange1d, Div, HoverTool,
+from bokeh.events import DoubleTap, MouseLeave, MouseMove, RangesUpdate, Reset
+from bokeh.models import (BoxZoomTool, CheckboxButtonGroup, Column, ColumnDataSource, CrosshairTool, CustomJS, CustomJSTicker, CustomJSTickFormatter, DataRange1d, Div, HoverTool,
                           InlineStyleSheet, Label, Line, LinearScale, LogAxis, MultiLine, Node, NumeralTickFormatter, DatetimeTickFormatter,
                           PanTool, Plot, Range1d, ResetTool, SaveTool, Scatter, Span, WheelZoomTool)
 from bokeh.plotting import figure
@@ -92,6 +92,7 @@ if (seen.length > 2) return seen
 const rough = (high - low) / 4, power = 10 ** Math.floor(Math.log10(rough)), even = [1, 2, 5, 10].map((mark) => mark * power).find((one) => one >= rough)
 return Array.from({length: 8}, (_, i) => (Math.ceil(low / even) + i) * even).filter((tick) => tick <= high)
 """  # Bokeh's own are even below two decades: none where the curves are
+LOG_NUMBERS = "return tick >= 1e5 || tick < 1e-3 ? tick.toExponential().replace('e+', 'e') : String(Number(tick.toPrecision(6)))"
 HINT = "Point at a chart to read every lane; click a lane to hide it; drag across a chart to zoom all of them, and the table's numbers. Best: the lowest validation loss, and its step."
 ALONE = "Point at the chart to read every lane; click a lane to hide it; drag across the chart to zoom. Best: the lowest validation loss, and its step."
 LEFT = " Pale dots: steps that the run went back over."
@@ -308,7 +309,7 @@ MOST_MARKS = 400  # of one kind on the screen, the latest
 def mark_values(fig):
     "Sets the ticks of a figure's vertical axis."
     axis = fig.yaxis[0]
-    if isinstance(axis, LogAxis): axis.ticker, axis.formatter, fig.ygrid[0].ticker = (ticker := CustomJSTicker(major_code=LOG_TICKS)), BasicTickFormatter(power_limit_low=-4), ticker
+    if isinstance(axis, LogAxis): axis.ticker, axis.formatter, fig.ygrid[0].ticker = (ticker := CustomJSTicker(major_code=LOG_TICKS)), CustomJSTickFormatter(code=LOG_NUMBERS), ticker
     else: axis.ticker.desired_num_ticks = 5
 
 # %% ../../nbs/views/86b_curves.ipynb #0bef2d2a
@@ -427,6 +428,7 @@ def empty_figure(self: Charts, title, **options):
     fig.js_on_change("inner_width", self._spare)
     fig.on_event(RangesUpdate, self.zoomed)
     fig.on_event(Reset, self.unzoomed)
+    fig.js_on_event(DoubleTap, CustomJS(args=dict(figure=fig), code="figure.reset.emit()"))  # Bokeh would undo the zoom and tell nobody
     return fig
 
 @patch
@@ -503,7 +505,7 @@ def feed(self: Charts, moment, weight, wire=DIRECT):
     self._mark_left(port)
     self._feed_events(moment, port.place)
     for column, shown in self._ranges.items():
-        if self.look.calm: self._fit(shown, [values for feed in self.feeds for values in self._values(feed, column)])
+        if self.look.calm: self._fit(shown, [values for feed in self.feeds if feed.key not in self.hidden for values in self._values(feed, column)], column)
         elif ends := port.once(loss_extremes, column, tuple(key for key in self.keys if key not in self.hidden)): self._set(shown, ends[0], min(ends[1], max(self._ceiling(), ends[0])))
 
 @patch
@@ -513,11 +515,13 @@ def _values(self: Charts, feed, column):
 
 # %% ../../nbs/views/86b_curves.ipynb #aeac2c42
 @patch
-def _fit(self: Charts, shown, values):
-    "Sets a range to the quantiles of what is shown."
+def _fit(self: Charts, shown, values, column=""):
+    "Sets a range to the quantiles of what is shown, a loss on a linear axis up to its ceiling."
     every = np.concatenate([v[np.isfinite(v)] for v in values]) if values else np.empty(0)
     if not len(every): return
-    self._set(shown, *np.quantile(every, CALM))
+    low, high = np.quantile(every, CALM)
+    cap = self._ceiling() if column in ("smooth", "validation_loss") and not self.look.log else None
+    self._set(shown, low, min(high, max(cap, low)) if cap else high)
 
 @patch
 def _set(self: Charts, shown, low, high):

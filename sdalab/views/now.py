@@ -380,9 +380,14 @@ def names(self: RunView):
 @patch(as_prop=True)
 def chosen(self: RunView):
     "The signals to draw: the pinned first, then those of the group, then those that the filter finds."
+    return list(dict.fromkeys([*self.pinned, *grouped().get(self.group, []), *self._found()[0]]))
+
+@patch
+def _found(self: RunView):
+    "The signals that the filter finds, and what is to be said of that."
     try: found = matching(self.filter, signal_columns()) if self.filter else []
-    except BadInput: found = []
-    return list(dict.fromkeys([*self.pinned, *grouped().get(self.group, []), *found]))
+    except BadInput as problem: return [], str(problem)
+    return found, "" if found or not self.filter else f"filter = {self.filter!r}: no signal has such a name"
 
 @patch
 def tick(self: RunView):
@@ -432,12 +437,13 @@ def _fill_table(self: RunView):
     moment, window = self.moment, self.charts.window
     self.table.say(moment.once((lane_table, (*self.charts.keys,), window, self.axis), lambda: lane_table(moment, self.charts.mine(moment), window, ruler(moment, self.axis))), self.wire)
     unit = AXES[self.axis] if self.axis != "step" else "steps"
-    self.where.say("" if window is None else f'<div class="quiet">The table: {unit} {window[0]:,.6g} to {window[1]:,.6g}, as zoomed; the reset tool of a chart shows all.</div>', self.wire)
+    told = [self._found()[1], "" if window is None else f"The table: {unit} {window[0]:,.6g} to {window[1]:,.6g}, as zoomed; a double click on a chart shows all."]
+    self.where.say("".join(f'<div class="quiet">{html.escape(sentence)}</div>' for sentence in told if sentence), self.wire)
 
 @patch
 def _draw(self: RunView, moment):
     "Feeds the charts; builds them where the lanes, or the way to draw them, are others."
-    look = Look(self.axis, self.log_x, self.log_y, self.calm)
+    look = Look(self.axis, self.log_x and self.axis != "clock", self.log_y, self.calm)  # times of day have no logarithm to speak of
     sensed = moment.sensed & ({ALONE_SENSED.get(self.figure)} if self.figure else moment.sensed)
     branched = self.make_tree is not None and look.axis == "step" and not look.log_x and self.figure in ("", "tree") and any(facts["parent"] is not None for facts in moment.nodes.values())
     new = not self.charts or not self.charts.fits(moment, look, self.forks) or sensed != (self.senses.shown if self.senses else frozenset()) or branched != bool(self.tree)

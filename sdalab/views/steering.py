@@ -28,10 +28,10 @@ MOST_FUTURES = 16
 
 # %% ../../nbs/views/86h_steering.ipynb #nearest1
 def nearest_state(moment, node, at):
-    "The step of the last exact file on a node's way to a step; None where there is none."
+    "The step of the last exact file on a node's way to a step; 0 where there is none."
     path, nodes = path_to(moment.nodes, node), moment.nodes
     until = [min(at, nodes[after]["first_step"]) if after else at for after in [*path[1:], None]]
-    return max((file["step"] for file in moment.files for one, last in zip(path, until) if file["node"] == one and file["step"] <= last and file["kind"] == "exact"), default=None)
+    return max((file["step"] for file in moment.files for one, last in zip(path, until) if file["node"] == one and file["step"] <= last and file["kind"] == "exact"), default=0)
 
 # %% ../../nbs/views/86h_steering.ipynb #8774df9b
 class Steering(pn.viewable.Viewer):
@@ -145,7 +145,7 @@ def _judge(self: Steering):
     try:
         at, *_ = self._wanted()
         near = nearest_state(self.moment, self.node, at)
-        told = "" if near in (None, at) else f"The nearest state that is kept is that of step {near:,}: the {at - near:,} steps from there are taken again first" + (", and training waits." if self.moment.held else ".")
+        told = "" if near == at else f"{f'The nearest state that is kept is that of step {near:,}' if near else 'No state before it is kept'}: the {at - near:,} steps from there are taken again first" + (", and training waits." if self.moment.held else ".")
         refused = ""
     except BadInput as problem: told, refused = "", str(problem)
     self._set(self.judged, f'<div class="notice error" role="alert">{html.escape(refused)}</div>' if refused else f'<div class="quiet">{html.escape(told)}</div>')
