@@ -502,6 +502,22 @@ def brightness(colour):
     return np.mean([float(part) for part in re.findall(r"[\d.]+", colour)[:3]] or [128])
 
 
+def test_figures_that_left_the_page_are_let_go_of(address, browser, profile):
+    visit(browser, address)
+    until(browser, "models.some((m) => m.data?.smooth && m.data.step.length)")
+    title = lambda words: until(browser, f"models.some((m) => m.type === 'Figure' && m.title.text === 'Training loss, nats per token{words}')")
+    for words in (" (log)", "", " (log)", ""):  # the very first figures stay; those of the first change should not
+        browser.get_by_label("Log loss").click()
+        title(words)
+        if words: browser.evaluate(f"() => {{ window.left ??= new WeakRef(Bokeh.index.find_one({MODELS}.find((m) => m.type === 'Figure'))) }}")
+    memory = profile.new_cdp_session(browser)
+
+    def gone():
+        memory.send("HeapProfiler.collectGarbage")
+        return browser.evaluate("() => left.deref() === undefined")
+    wait_until(gone, "the first figure is free")
+
+
 def test_names_are_text_and_unknown_runs_are_named(address, runs, browser, train):
     train(runs / MARKUP, steps=60, rate=500, lanes=2)[0].wait(PATIENCE)
     visit(browser, f"{address}?run=..%2Fruns0%2F%3Cimg%20src%3Dx%20onerror%3Ddocument.title%3D%27gone%27%3E")

@@ -70,10 +70,13 @@ const paint = view.paint.bind(view)
 let owes = false, painted = false
 view.rests = false
 view.paint = () => { if (view.rests && painted) owes = true; else { painted = true; paint() } }
-new IntersectionObserver((seen) => {
+const observer = new IntersectionObserver((seen) => {
   view.rests = !seen.at(-1).isIntersecting
   if (!view.rests && owes) { owes = false; paint() }
-}).observe(view.el)
+})
+observer.observe(view.el)
+const remove = view.remove.bind(view)
+view.remove = () => { observer.disconnect(); remove() }
 for (const range of [cb_obj.x_range, cb_obj.y_range].filter((range) => !range.spared)) {
   const setv = range.setv.bind(range)
   range.setv = (values, options) => setv(values, {...options, sync: false})
