@@ -341,15 +341,16 @@ def test_a_pin_fetches_a_state_from_memory(tmp_path):
 
     def person(trainer):
         run = Run(tmp_path / "r")
-        if trainer.state.step == 23: sent.extend(run.send("pin", payload) for payload in (dict(step=15, note="before the spike"), dict(step=3), dict(nonsense=1), dict(step=20, note="fork 9")))
+        if trainer.state.step == 23: sent.extend(run.send("pin", payload) for payload in (dict(step=15, note="before the spike"), dict(step=3), dict(nonsense=1), dict(step=20, note="fork 9"), dict(step=15, fork=[1]), dict(step=15, fork="../..")))
         if trainer.state.step == 24: sent.append(run.send("checkpoint", dict(note="now")))
         if trainer.state.step > 24 and all(run.command(number)["status"] != "pending" for number in sent): return True
         if sent: time.sleep(0.05)
     train(config, tmp_path / "r", report=person)
     run = Run(tmp_path / "r")
     answers = [run.command(number) for number in sent]
-    assert [a["status"] for a in answers] == ["done", "refused", "refused", "refused", "done"], answers
+    assert [a["status"] for a in answers] == ["done", *["refused"] * 5, "done"], answers
     assert "no checkpoint of that step" in answers[1]["reason"] and "not a field of pin" in answers[2]["reason"] and "own word" in answers[3]["reason"]
+    assert all("no such fork" in answer["reason"] for answer in answers[4:6])
     pins = {step: pins for step, pins in zip(run.checkpoints().step, run.checkpoints().pins)}
     assert pins[15] == ["before the spike"] and ["now"] in pins.values()
     alone = Trainer(config)

@@ -349,6 +349,12 @@ def check_note(note: str) -> str: # the same
     return note
 
 @patch
+def _store_of(self: Checkpointing, fork, journal: Journal) -> Store:
+    journal.flush()
+    if not isinstance(fork, int) or fork not in Run(self.run_dir).nodes().fork.tolist(): raise BadInput(f"fork = {fork!r}: the run has no such fork")
+    return Store(self.run_dir, journal, fork)
+
+@patch
 def on_command(self: Checkpointing, trainer: Trainer, journal: Journal, command):
     "`checkpoint` {note} saves now; `pin` {step, note, fork} keeps a state, `pin` {step, pinned: false, fork} lets it go; without a fork it is one of the main line's."
     known = {'checkpoint': {'note'}, 'pin': {'step', 'note', 'pinned', 'fork'}}[command.kind]
@@ -357,8 +363,7 @@ def on_command(self: Checkpointing, trainer: Trainer, journal: Journal, command)
     if command.kind == 'checkpoint': return self.save(trainer, journal, [note])
     step, fork = command.payload.get('step'), command.payload.get('fork', self.store.fork)
     self.wait(journal)
-    if fork not in set(Run(self.run_dir).nodes().fork): raise BadInput(f"fork = {fork!r}: the run has no such fork")
-    store = self.store if fork == self.store.fork else Store(self.run_dir, journal, fork)
+    store = self.store if fork == self.store.fork else self._store_of(fork, journal)
     if store is self.store and not any(file.step == step for file in store.files):
         for snapshot in self.memory:
             if snapshot.step == step and command.payload.get('pinned', True): return self._send(snapshot, journal, [note], must=True)
