@@ -24,8 +24,7 @@ import yaml
 from pydantic import Field
 from ..checked import BadInput, Checked, nearest
 from ..journal.schema import signal_columns
-from .following import LIVE, REGIMES, SIGNALS
-from .signals import rows_of
+from .following import LIVE, REGIMES, SIGNALS, signal_rows
 from fastcore.basics import patch
 
 # %% ../../nbs/views/86k_alerts.ipynb #ad69df98
@@ -129,7 +128,7 @@ def check(self: Alerts, moment):
 
 @patch
 def _look(self: Alerts, rule, moment, series):
-    rows = rows_of(series, rule.column)
+    rows = signal_rows(series, rule.column)
     if rows is None or not len(rows[0]): return
     steps, times, values = rows
     key = moment.key, moment.created, rule.name, series.key

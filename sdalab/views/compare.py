@@ -26,9 +26,8 @@ from ..checked import BadInput
 from ..evaluation.outcome import label, last_mean
 from ..journal.reader import Run
 from .curves import AXES, AXIS_WORDS, GRID, TALL, ceiling, look_of, mark_values, ruler, short, span_of
-from .following import Tail, debiased, last_finite, short_number, thin
+from .following import Tail, column_of, debiased, last_finite, short_number, thin
 from .now import STYLE, Words, bits_per_character, lowest, mains
-from .signals import column_of
 from fastcore.basics import patch
 
 # %% ../../nbs/views/86j_compare.ipynb #8846c1d1

@@ -21,7 +21,7 @@ from bokeh.models import (BoxZoomTool, CheckboxButtonGroup, Column, ColumnDataSo
                           InlineStyleSheet, Label, Line, LinearScale, LogAxis, MultiLine, Node, NumeralTickFormatter, DatetimeTickFormatter,
                           PanTool, Plot, Range1d, ResetTool, SaveTool, Scatter, Span, WheelZoomTool)
 from bokeh.plotting import figure
-from .following import Extremes, Lowest, Smooth, debiased, derived, differing, lane_labels, thin, extremes_of
+from .following import Extremes, Lowest, Smooth, debiased, derived, differing, extremes_of, lane_labels, signal_rows, thin
 from .wire import DIRECT, Packet, Source, finite, places, short, wired
 from fastcore.basics import patch
 
@@ -226,10 +226,11 @@ def loss_extremes(port, column, keys):
     found, name = [], "validation_loss" if column == "validation_loss" else "loss"
     for series in map(port.series, keys):
         for one in (series, *series.left):
-            values = getattr(one, name)
-            if port.window is None and one is series: found.append(derived(series, f"extremes {name}", Extremes).of(values)); continue
-            _, first, last = port.seen(one.validation_step, one.validation_time) if name == "validation_loss" else port.seen(one.step, one.time)
-            found.append(extremes_of(values[first:last]))
+            step, time, values = signal_rows(one, name)
+            if port.window is None and one is series: found.append(derived(series, f"extremes {name}", Extremes).of(values))
+            else:
+                _, first, last = port.seen(step, time)
+                found.append(extremes_of(values[first:last]))
     low, high = min((low for low, _ in found), default=math.inf), max((high for _, high in found), default=-math.inf)
     return (low, high) if low <= high else None
 

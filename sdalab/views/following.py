@@ -9,7 +9,8 @@ __all__ = ['LIVE', 'GROUPS', 'REGIMES', 'PROBABILITIES', 'SENSES', 'PARTS', 'SIG
            'MADE', 'POLL', 'SHORT', 'KEPT', 'Column', 'Series', 'Mark', 'Moment', 'with_columns', 'clean', 'explain',
            'sample_run', 'fork_and_lane', 'settings_of', 'rows_of', 'common_rate', 'Tail', 'Entry', 'find_runs',
            'last_write', 'Watch', 'debiased', 'thin', 'short_number', 'short_setting', 'differing', 'lane_labels',
-           'last_finite', 'lowest_at', 'derived', 'Smooth', 'Lowest', 'extremes_of', 'Extremes']
+           'last_finite', 'lowest_at', 'signal_rows', 'column_of', 'derived', 'Smooth', 'Lowest', 'extremes_of',
+           'Extremes']
 
 # %% ../../nbs/views/86a_following.ipynb #following02
 import json
@@ -660,6 +661,20 @@ def lowest_at(values):
     if math.isfinite(values[at]): return at
     sound = np.isfinite(values)
     return int(np.where(sound, values, np.inf).argmin()) if sound.any() else None
+
+# %% ../../nbs/views/86a_following.ipynb #edc11b08
+def signal_rows(series, name):
+    "Steps, times and values of a signal; none while nobody has read it."
+    if name == "validation_loss": return series.validation_step, series.validation_time, series.validation_loss
+    values = column_of(series, name)
+    return None if values is None else (series.step, series.time, values)
+
+# %% ../../nbs/views/86a_following.ipynb #f7b4a034
+def column_of(series, name):
+    "A signal of a series, one value a step; none while nobody has read it."
+    if name in ("loss", "gradient_norm", "learning_rate"): return getattr(series, name)
+    if name in series.senses: return series.senses[name]
+    return series.more.get(name)
 
 # %% ../../nbs/views/86a_following.ipynb #derived1
 KEPT = 8  # of one kind: viewers may smooth with other weights

@@ -19,10 +19,10 @@ from ..checked import BadInput
 from ..journal.records import records
 from .branches import TreePicture, evidence, legend
 from .curves import Charts, Look, ruler
-from .following import Tail, lane_labels
+from .following import Tail, lane_labels, column_of
 from .now import STYLE, headline, inside, lane_table, mains
 from .ribbons import SenseCharts
-from .signals import SignalCharts, column_of
+from .signals import SignalCharts
 
 # %% ../../nbs/views/86l_report.ipynb #2397f323
 COLUMNS = "loss", "gradient_norm", "learning_rate"

@@ -6,7 +6,7 @@ Docs: https://sdalab.github.io/sdalab/views/signals.html.md"""
 
 # %% auto #0
 __all__ = ['SIGNAL_GROUPS', 'GAP', 'grouped', 'matching', 'Readings', 'readings_of', 'gaps', 'broken', 'shown_readings',
-           'new_readings', 'SignalFeed', 'said', 'SignalCharts', 'rows_of', 'column_of']
+           'new_readings', 'SignalFeed', 'said', 'SignalCharts']
 
 # %% ../../nbs/views/86d_signals.ipynb #signals02
 import math
@@ -17,7 +17,7 @@ from bokeh.models import Line
 from ..checked import BadInput
 from ..journal.schema import signal_columns
 from .curves import SCREEN, crowd, fewer, stride_of
-from .following import Column, debiased, derived, thin
+from .following import Column, debiased, derived, thin, signal_rows
 from .wire import DIRECT, Packet, Source, finite, places, short, wired
 from fastcore.basics import patch
 
@@ -82,7 +82,7 @@ class Readings:
 def readings_of(port, key, name):
     "Steps, times and values of a signal of a lane, and its readings; None while nobody has read it."
     series = port.series(key)
-    rows = rows_of(series, name)
+    rows = signal_rows(series, name)
     return rows and (rows, derived(series, f"signal {name}", Readings, port.weight).of(rows[2]))
 
 GAP = 8  # a space between readings that is so many times as wide as those beside it: no line goes over it
@@ -191,17 +191,3 @@ class SignalCharts:
             if heading.text != title: wire.update(heading, text=title)
             if (shown := self.charts._ranges.get(f"more {name}")): self.charts._fit(shown, [np.asarray(feed.source.settle()["value"], dtype=float) for feed in self.feeds[name]])
         self.filled = wanted
-
-# %% ../../nbs/views/86d_signals.ipynb #edc11b08
-def rows_of(series, name):
-    "Steps, times and values of a signal; none while nobody has read it."
-    if name == "validation_loss": return series.validation_step, series.validation_time, series.validation_loss
-    values = column_of(series, name)
-    return None if values is None else (series.step, series.time, values)
-
-# %% ../../nbs/views/86d_signals.ipynb #f7b4a034
-def column_of(series, name):
-    "A signal of a series, one value a step; none while nobody has read it."
-    if name in ("loss", "gradient_norm", "learning_rate"): return getattr(series, name)
-    if name in series.senses: return series.senses[name]
-    return series.more.get(name)
