@@ -214,6 +214,7 @@ def add_rows(to: Tensor, # [L, V, D], written over
     else: add_rows_by_product(to, ids, rows)
 
 def add_rows_by_product(to, ids, rows):
+    "The same, by a product with a matrix of zeros and ones."
     places = torch.zeros(to.shape[1], len(ids), dtype=to.dtype, device=to.device).scatter_(0, ids[None], 1.0)
     to.baddbmm_(places.expand(len(to), -1, -1), rows)
 

@@ -122,7 +122,7 @@ class Moment:
     nodes: dict = field(default_factory=dict)  # number -> its row, with `reached`, `loss` and `began`; a new dict where anything changed
     files: tuple = ()  # checkpoints, plain dicts
     ends: dict = field(default_factory=dict)  # lane -> the node its main line ends in
-    discarded: frozenset = frozenset()  # nodes that a person gave up, and what goes on from them
+    discarded: frozenset = frozenset()  # nodes that a person gave up
     held: bool = False  # whether a process writes to the run now
     replaced: float | None = None  # Unix time at which another run of the same name took its place
     made: dict = field(default_factory=dict, init=False, compare=False, repr=False)  # what views have made of it so far

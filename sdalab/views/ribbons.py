@@ -47,7 +47,7 @@ legend.setv({text: there ? text.replace('&nbsp;', `at step ${steps[i].toLocaleSt
 """
 UNREAD_MIXTURE = "legend.setv({text: legend.tags[0]}, {sync: false})"
 LEGEND_STYLE = """
-:host { width: auto !important; font-size: 13px; margin: 10px 12px 0; width: 100%; min-width: min(300px, 85vw); }
+:host { width: auto !important; font-size: 13px; margin: 10px 12px 0; min-width: min(300px, 85vw); }
 .regimes { font-variant-numeric: tabular-nums; display: flex; flex-wrap: wrap; gap: 2px 10px; align-items: center; }
 .regimes span { white-space: nowrap; }
 .regimes i { display: inline-block; width: 14px; height: 14px; margin-right: 6px; vertical-align: -2px; border-radius: 2px; }

@@ -17,7 +17,7 @@ import panel_material_ui as pmui
 from ..checked import BadInput
 from ..decisions.model import Decision
 from .asking import EXPOSED, Asking, DecisionForm, Worker, whole, words_of
-from .branches import cells, decision_words, end_of, heads, is_discarded, path_to, plus
+from .branches import cells, decision_words, end_of, given_up, heads, path_to, plus
 from .curves import TALL
 from .following import UNREADABLE
 from .now import STYLE, Words
@@ -79,7 +79,7 @@ def show(self: Steering, moment, node):
     if turned: self._turn_to(moment, node)
     main = {one for end in moment.ends.values() for one in path_to(moment.nodes, end)}
     future, allowed = node not in main and len(moment.ends) == 1 and "reached" in facts, self.asking.allowed
-    refused = dict(accept=facts["outcome"] == "frozen", discard=is_discarded(moment.nodes, node, moment.discarded), aside=False)
+    refused = dict(accept=facts["outcome"] == "frozen", discard=node in given_up(moment.nodes, moment.ends, moment.discarded), aside=False)
     for name, why in refused.items(): self.buttons[name].disabled = not (future and allowed) or why
     for name in ("pin", "unpin"): self.buttons[name].disabled = not allowed
     self.buttons["verify"].disabled = not (allowed and "reached" in facts)
